@@ -1,0 +1,416 @@
+/*
+ * qcowkit.h - the public API of libqcowkit, a qcow2 engine that lives outside any emulator.
+ *
+ * Conventions, valid for every function unless its comment says otherwise:
+ *  - Returns 0 (or a count) on success and a negative errno value on failure.
+ *  - The last parameter `err` may be NULL; otherwise it is filled on failure and left alone on
+ *    success. It is owned by the caller and needs no release.
+ *  - Offsets, lengths and sizes are in bytes and need no alignment.
+ *  - Structs that callers fill start with `struct_size`; set them up with their *_INIT macro, so
+ *    that fields added by a later version read as zero.
+ *  - Thread-safety is said per function: "MT-safe" may run in many threads at once on one object;
+ *    "exclusive" needs that no other call is running on the same object.
+ *  - The library never prints, never exits, installs no signal handler, keeps no global state.
+ *
+ * "Format" below is QEMU's docs/interop/qcow2, cited by section name.
+ */
+#ifndef QCOWKIT_H
+#define QCOWKIT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define QK_VERSION_MAJOR 0
+#define QK_VERSION_MINOR 1
+#define QK_VERSION_PATCH 0
+
+#if defined(__GNUC__)
+#define QK_API __attribute__((visibility("default")))
+#define QK_PRINTF(fmt_, args_) __attribute__((format(printf, fmt_, args_)))
+#else
+#define QK_API
+#define QK_PRINTF(fmt_, args_)
+#endif
+
+/* "0.1.0": the version of the library that runs, which may be newer than this header. MT-safe. */
+QK_API const char *qk_version(void);
+
+/* ---- errors ------------------------------------------------------------------------------ */
+
+#define QK_OFFSET_NONE UINT64_MAX
+
+/* What went wrong and where. Filled by the call that failed; strings are cut to fit. */
+struct qk_error {
+    int code;            /* positive errno value */
+    char text[1024];     /* one line for a person, without the file's name in front */
+    char file[512];      /* the image or data file concerned, "" if none */
+    char structure[64];  /* e.g. "L2 table", "header", "" if none */
+    uint64_t offset;     /* byte offset of the structure in that file, QK_OFFSET_NONE if none */
+};
+
+/* ---- sizes ------------------------------------------------------------------------------- */
+
+/*
+ * Parses "64k", "1.5G", "0x200": digits, optional fraction, optional suffix of B K M G T P E (any
+ * case, powers of 1024). A number without a suffix is in units of the suffix `unit` ('B' for
+ * bytes). -EINVAL for anything else, -ERANGE above INT64_MAX. MT-safe.
+ */
+QK_API int qk_parse_size(const char *text, char unit, uint64_t *bytes);
+
+/* Writes "64 KiB", "1.5 GiB" (3 significant digits, as qemu-img does). Returns buf. MT-safe. */
+#define QK_SIZE_TEXT_MAX 32
+QK_API char *qk_format_size(uint64_t bytes, char buf[QK_SIZE_TEXT_MAX]);
+
+/* ---- opening ----------------------------------------------------------------------------- */
+
+/* A disk as a guest sees it: an image of any format with the chain of backing files below it. */
+struct qk_disk;
+
+enum qk_open_flag {
+    QK_OPEN_RDWR = 1u << 0,        /* also write; default is read-only */
+    QK_OPEN_NO_BACKING = 1u << 1,  /* do not open the backing file; unallocated reads as zero */
+    QK_OPEN_FORCE_SHARE = 1u << 2, /* -U: read while another program writes; excludes RDWR */
+    QK_OPEN_DIRECT = 1u << 3,      /* bypass the page cache (O_DIRECT) */
+    QK_OPEN_NO_FLUSH = 1u << 4,    /* cache=unsafe: flushes do nothing, a power cut loses data */
+    QK_OPEN_WRITETHROUGH = 1u << 5,/* each write is stable before it returns */
+    QK_OPEN_UNMAP = 1u << 6,       /* pass discards on to the file (punch holes) */
+    QK_OPEN_CHECK = 1u << 7,       /* for qk_disk_check: tolerate damage, no repair on open */
+    QK_OPEN_NO_IO = 1u << 8,       /* metadata only (info): no guest data will be read */
+    QK_OPEN_SNAPSHOT = 1u << 9,    /* -s: writes go to a temporary overlay */
+    QK_OPEN_COPY_ON_READ = 1u << 10, /* -C: what is read from below is kept in the top image */
+    QK_OPEN_ZERO_TARGET = 1u << 11,/* for a write-only conversion target: backing is not needed */
+};
+
+/* Which names found inside an image may be followed (INV-7). */
+enum qk_policy {
+    QK_POLICY_FILES = 0, /* default: backing and data files that are plain local file names */
+    QK_POLICY_NONE,      /* nothing: an image that names another file cannot be opened fully */
+    QK_POLICY_ALL,       /* also protocol and json: names; only for trusted images */
+};
+
+struct qk_open_options {
+    size_t struct_size;
+    unsigned flags;             /* of enum qk_open_flag */
+    enum qk_policy policy;
+    const char *format;         /* "qcow2", "raw", ...; NULL: probe */
+    const char *const *options; /* NULL-terminated "key=value", dotted keys as in --image-opts:
+                                   "l2-cache-size=4M", "file.locking=off"; NULL: none */
+    const char *snapshot;       /* id or name of an internal snapshot to show read-only; or NULL */
+};
+#define QK_OPEN_OPTIONS_INIT { .struct_size = sizeof(struct qk_open_options) }
+
+/*
+ * Opens `name`: a file name, "json:{...}", "blkdebug:config:image", "nbd:..."; NULL when `opts`
+ * has a full description ("driver=qcow2", "file.filename=a.qcow2").
+ * A raw image that was not asked for by format is write-protected in its first sector against
+ * becoming something else by probing, as QEMU does.
+ * Errors: -ENOENT, -EACCES, -EAGAIN (locked by another program), -EINVAL (damaged or unknown),
+ * -ENOTSUP (the image uses a feature this version has not; `err` names it), -ELOOP (backing loop).
+ * On success *out is owned by the caller; release with qk_disk_close. MT-safe.
+ */
+QK_API int qk_disk_open(const char *name, const struct qk_open_options *opts,
+                        struct qk_disk **out, struct qk_error *err);
+
+/*
+ * Flushes, writes what is pending, releases locks and memory. The handle is gone whatever is
+ * returned; an error says that the last writes may not be stable. NULL is allowed. Exclusive.
+ */
+QK_API int qk_disk_close(struct qk_disk *disk, struct qk_error *err);
+
+/* ---- reading and writing ----------------------------------------------------------------- */
+
+enum qk_write_flag {
+    QK_WRITE_FUA = 1u << 0,         /* stable when the call returns */
+    QK_WRITE_UNMAP = 1u << 1,       /* write_zeroes: may free the space */
+    QK_WRITE_NO_FALLBACK = 1u << 2, /* write_zeroes: -ENOTSUP rather than writing zero bytes */
+    QK_WRITE_COMPRESSED = 1u << 3,  /* write: whole clusters, stored compressed */
+};
+
+/* The guest-visible size in bytes. MT-safe. */
+QK_API uint64_t qk_disk_size(struct qk_disk *disk);
+
+/*
+ * Reads len bytes at off into buf (or into the iovec). -EINVAL when the range leaves the disk,
+ * -EIO and others from below. On failure the buffer's content is undefined. MT-safe.
+ */
+QK_API int qk_disk_read(struct qk_disk *disk, uint64_t off, void *buf, size_t len,
+                        struct qk_error *err);
+QK_API int qk_disk_readv(struct qk_disk *disk, uint64_t off, const struct iovec *iov, int iovcnt,
+                         struct qk_error *err);
+
+/*
+ * Writes len bytes at off. Returns once a read would see them; they are stable after the next
+ * qk_disk_flush that returns 0 (or with QK_WRITE_FUA). -EROFS, -ENOSPC, -EIO, -EINVAL (range).
+ * On failure the range may hold old or new bytes, everything else is untouched. MT-safe;
+ * overlapping writes end in one of the two orders per cluster.
+ */
+QK_API int qk_disk_write(struct qk_disk *disk, uint64_t off, const void *buf, size_t len,
+                         unsigned flags, struct qk_error *err);
+QK_API int qk_disk_writev(struct qk_disk *disk, uint64_t off, const struct iovec *iov, int iovcnt,
+                          unsigned flags, struct qk_error *err);
+
+/* Makes the range read as zero, without data where the format can. As qk_disk_write. MT-safe. */
+QK_API int qk_disk_write_zeroes(struct qk_disk *disk, uint64_t off, uint64_t len, unsigned flags,
+                                struct qk_error *err);
+
+/*
+ * Says that the range's content is not needed; whole clusters are freed and read as zero (version
+ * 2 images with a backing file keep them). A hint: partial clusters are left alone. MT-safe.
+ */
+QK_API int qk_disk_discard(struct qk_disk *disk, uint64_t off, uint64_t len, struct qk_error *err);
+
+/* Makes everything that completed before the call stable. MT-safe; concurrent calls merge. */
+QK_API int qk_disk_flush(struct qk_disk *disk, struct qk_error *err);
+
+/* ---- block status ------------------------------------------------------------------------ */
+
+enum qk_extent_flag {
+    QK_EXTENT_DATA = 1u << 0,       /* bytes are stored */
+    QK_EXTENT_ZERO = 1u << 1,       /* reads as zero */
+    QK_EXTENT_ALLOCATED = 1u << 2,  /* the content is decided by a layer of the chain */
+    QK_EXTENT_OFFSET = 1u << 3,     /* host_off and file are valid */
+    QK_EXTENT_COMPRESSED = 1u << 4,
+    QK_EXTENT_EOF = 1u << 5,        /* the extent ends at the end of the disk */
+};
+
+struct qk_extent {
+    uint64_t off, len;   /* guest range in bytes, len > 0 */
+    uint64_t host_off;   /* in `file` */
+    const char *file;    /* name of the file that holds the bytes; valid until the disk closes */
+    unsigned flags;      /* of enum qk_extent_flag */
+    unsigned depth;      /* layer that decides: 0 the disk itself, 1 its backing file, ... */
+};
+
+enum qk_status_flag {
+    QK_STATUS_TOP = 1u << 0,      /* only the top layer: what it does not decide has no flags */
+    QK_STATUS_FAST = 1u << 1,     /* do not ask the file system for holes inside data */
+};
+
+/*
+ * Describes the longest known extent that starts at off, at most len bytes. -EINVAL when off is
+ * not inside the disk. MT-safe.
+ */
+QK_API int qk_disk_status(struct qk_disk *disk, uint64_t off, uint64_t len, unsigned flags,
+                          struct qk_extent *extent, struct qk_error *err);
+
+/* ---- creating, resizing ------------------------------------------------------------------ */
+
+enum qk_prealloc { QK_PREALLOC_OFF, QK_PREALLOC_METADATA, QK_PREALLOC_FALLOC, QK_PREALLOC_FULL };
+
+/* One option of a format's `-o`, as printed by `create -o help`. Static storage. */
+struct qk_option_desc {
+    const char *name;
+    const char *type;          /* "str", "size", "num", "bool (on/off)" */
+    const char *help;
+    const char *default_text;  /* NULL: none shown */
+    bool amendable;
+};
+
+/* The options that `format` can be created with; *count gets their number. NULL: unknown format,
+ * or one that cannot be created. Static storage. MT-safe. */
+QK_API const struct qk_option_desc *qk_create_options(const char *format, size_t *count);
+
+/*
+ * Creates image file `name`. `options` is a NULL-terminated list of "key=value" with the keys of
+ * qk_create_options ("size=10G", "cluster_size=64k", "backing_file=...", ...), or NULL. The size may be left out when a
+ * backing file is given, which is then opened for it. An existing file is replaced, after its
+ * lock was taken; a block device is kept and must be large enough. MT-safe.
+ * Errors: -EINVAL (option), -EAGAIN (locked), -ENOSPC, -EFBIG. A failed creation removes a file
+ * that it has made.
+ */
+QK_API int qk_create(const char *name, const char *format, const char *const *options,
+                     struct qk_error *err);
+
+/*
+ * Changes the virtual size. Growing gives zeroes; shrinking needs QK_RESIZE_SHRINK. Exclusive
+ * with respect to data in the range that goes away; otherwise MT-safe.
+ */
+enum qk_resize_flag { QK_RESIZE_SHRINK = 1u << 0 };
+QK_API int qk_disk_resize(struct qk_disk *disk, uint64_t size, enum qk_prealloc prealloc,
+                          unsigned flags, struct qk_error *err);
+
+/* ---- information ------------------------------------------------------------------------- */
+
+/* What is known of an open disk. Strings belong to the disk. */
+struct qk_info {
+    size_t struct_size;
+    const char *name;           /* as QEMU would print it */
+    const char *format;         /* "qcow2", "raw", ... */
+    uint64_t virtual_size;
+    uint64_t actual_size;       /* bytes that the file occupies; QK_OFFSET_NONE: unknown */
+    uint64_t file_length;       /* bytes to the file's end; QK_OFFSET_NONE: unknown */
+    uint32_t cluster_size;      /* 0: the format has none */
+    bool read_only, encrypted, dirty;
+    bool zero_init;             /* unallocated reads as zero (not a device with old content) */
+    bool can_zero, can_discard;
+    const char *backing_file;   /* as written in the image; NULL: none */
+    const char *backing_full;   /* resolved against the image's place; NULL: none or unresolvable */
+    const char *backing_format; /* NULL: not given */
+    uint32_t snapshot_count, bitmap_count;
+    uint64_t vm_state_off;      /* where vmstate begins in guest address space */
+    struct qk_info_qcow2 {      /* only for format "qcow2" */
+        uint32_t version;       /* 2 or 3 */
+        uint32_t refcount_bits;
+        const char *compression_type;
+        bool lazy_refcounts, corrupt, extended_l2, data_file_raw;
+        const char *data_file;  /* NULL: none */
+        const char *encryption; /* NULL, "aes", "luks" */
+        uint64_t incompatible, compatible, autoclear; /* feature bits, raw */
+    } qcow2;
+};
+#define QK_INFO_INIT { .struct_size = sizeof(struct qk_info) }
+
+QK_API int qk_disk_info(struct qk_disk *disk, struct qk_info *info, struct qk_error *err);
+
+/* The layer below, NULL at the bottom. Belongs to `disk`: do not close it. MT-safe. */
+QK_API struct qk_disk *qk_disk_backing(struct qk_disk *disk);
+
+/* One internal snapshot (section "Snapshots"). Strings belong to the disk. */
+struct qk_snapshot_info {
+    size_t struct_size;
+    const char *id, *name;
+    uint64_t vm_state_size, disk_size, vm_clock_ns, icount; /* icount QK_OFFSET_NONE: not stored */
+    int64_t date_sec;
+    uint32_t date_nsec;
+};
+#define QK_SNAPSHOT_INFO_INIT { .struct_size = sizeof(struct qk_snapshot_info) }
+QK_API int qk_disk_snapshot(struct qk_disk *disk, uint32_t index, struct qk_snapshot_info *info,
+                            struct qk_error *err);
+
+/* ---- long work --------------------------------------------------------------------------- */
+
+/*
+ * How long work reports and is stopped. report() is called from one thread at a time, with done
+ * <= total; a return value other than 0 cancels the work, which then ends with -ECANCELED.
+ */
+struct qk_progress {
+    int (*report)(void *opaque, uint64_t done, uint64_t total);
+    void *opaque;
+};
+
+/* ---- check and repair -------------------------------------------------------------------- */
+
+enum qk_severity { QK_SEVERITY_NONE, QK_SEVERITY_LEAK, QK_SEVERITY_CORRUPTION, QK_SEVERITY_ERROR };
+enum qk_repair { QK_REPAIR_NONE, QK_REPAIR_SAFE, QK_REPAIR_LOSSY, QK_REPAIR_ASK };
+
+/* One finding. Strings are valid during the callback only, but for name and structure. */
+struct qk_problem {
+    size_t struct_size;
+    uint32_t number;         /* stable, never reused: see `qcowkit check --explain` */
+    const char *name;        /* e.g. "refcount-too-low" */
+    const char *structure;   /* e.g. "refcount block" */
+    const char *text;        /* one line, as qemu-img prints it where qemu-img knows the problem */
+    const char *explanation; /* one sentence: what it means */
+    enum qk_severity severity;
+    enum qk_repair repair;
+    bool repaired;           /* this run has repaired it */
+    uint64_t file_off;       /* of the damaged bytes; QK_OFFSET_NONE: none */
+    uint64_t guest_off;      /* QK_OFFSET_NONE: none */
+    uint64_t expected, found;
+};
+
+enum qk_fix { QK_FIX_LEAKS = 1u << 0, QK_FIX_ERRORS = 1u << 1 };
+
+struct qk_check_options {
+    size_t struct_size;
+    unsigned fix;            /* of enum qk_fix; 0: only look (needs no write access) */
+    unsigned threads;        /* 0: as many as cores */
+    void (*on_problem)(void *opaque, const struct qk_problem *problem); /* one call at a time */
+    void (*on_message)(void *opaque, const char *line); /* e.g. "Rebuilding refcount structure" */
+    void *opaque;
+    struct qk_progress progress;
+};
+#define QK_CHECK_OPTIONS_INIT { .struct_size = sizeof(struct qk_check_options) }
+
+struct qk_check_result {
+    size_t struct_size;
+    uint64_t corruptions, leaks;             /* still there when the call returned */
+    uint64_t corruptions_fixed, leaks_fixed;
+    uint64_t check_errors;                   /* places that could not be read */
+    uint64_t image_end_off;                  /* end of the highest used cluster */
+    uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
+};
+#define QK_CHECK_RESULT_INIT { .struct_size = sizeof(struct qk_check_result) }
+
+/*
+ * Looks for damage in the top image of `disk` (opened with QK_OPEN_CHECK) and repairs what
+ * opts->fix asks for. -ENOTSUP when the format has no check. A finding is no error: the call
+ * returns 0 when it got to the end. Exclusive.
+ */
+QK_API int qk_disk_check(struct qk_disk *disk, const struct qk_check_options *opts,
+                         struct qk_check_result *result, struct qk_error *err);
+
+/* ---- jobs -------------------------------------------------------------------------------- */
+
+enum qk_convert_flag {
+    QK_CONVERT_TARGET_IS_ZERO = 1u << 0, /* the target already reads as zero */
+    QK_CONVERT_SALVAGE = 1u << 1,        /* unreadable ranges become zeroes */
+    QK_CONVERT_COMPRESS = 1u << 2,
+    QK_CONVERT_TARGET_BACKING = 1u << 3, /* target has a backing file: copy what differs from it */
+    QK_CONVERT_OUT_OF_ORDER = 1u << 4,   /* writes need not be ascending (-W) */
+};
+
+struct qk_convert_options {
+    size_t struct_size;
+    unsigned flags;
+    unsigned threads;         /* workers; 0: as many as cores, at most 16 */
+    uint64_t sparse_bytes;    /* zero runs of at least this many bytes are not written; 0: only
+                                 what the source says is zero is skipped, and all is allocated */
+    uint64_t rate_bytes_per_sec; /* 0: unlimited */
+    const struct qk_disk *target_backing; /* the target's backing disk, opened apart, or NULL */
+    struct qk_progress progress;
+    void (*on_salvage)(void *opaque, uint64_t off, uint64_t len, const struct qk_error *why);
+    void *opaque;
+};
+#define QK_CONVERT_OPTIONS_INIT \
+    { .struct_size = sizeof(struct qk_convert_options), .sparse_bytes = 4096 }
+
+/*
+ * Copies the concatenation of `count` sources into target, which must be at least as large, and
+ * flushes it. Memory is bounded by threads x 4 MiB. -ECANCELED; errors of either side. The
+ * target's content is undefined after a failure.
+ */
+QK_API int qk_convert(struct qk_disk *const *sources, size_t count, struct qk_disk *target,
+                      const struct qk_convert_options *opts, struct qk_error *err);
+
+struct qk_compare_result {
+    size_t struct_size;
+    bool equal;
+    enum qk_compare_why {
+        QK_COMPARE_SAME, QK_COMPARE_CONTENT, QK_COMPARE_SIZE, QK_COMPARE_ALLOCATION
+    } why;
+    uint64_t off;     /* of the first difference */
+    bool size_differs; /* the longer one was compared with zeroes beyond the shorter's end */
+};
+#define QK_COMPARE_RESULT_INIT { .struct_size = sizeof(struct qk_compare_result) }
+
+/* Compares what guests see. strict: sizes and allocation must agree too. MT-safe. */
+QK_API int qk_compare(struct qk_disk *a, struct qk_disk *b, bool strict,
+                      const struct qk_progress *progress, struct qk_compare_result *result,
+                      struct qk_error *err);
+
+struct qk_measure_result {
+    size_t struct_size;
+    uint64_t required;        /* file size when only what is allocated now is copied */
+    uint64_t fully_allocated; /* file size when every guest byte is written */
+    uint64_t bitmaps;         /* QK_OFFSET_NONE: not known */
+};
+#define QK_MEASURE_RESULT_INIT { .struct_size = sizeof(struct qk_measure_result) }
+
+/*
+ * How large a `format` image with `options` (as qk_create) would be that holds `source`, or an
+ * empty one of the options' size when source is NULL. Creates nothing. MT-safe.
+ */
+QK_API int qk_measure(struct qk_disk *source, const char *format, const char *const *options,
+                      struct qk_measure_result *result, struct qk_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

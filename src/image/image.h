@@ -1,0 +1,120 @@
+/*
+ * image.h - an open qcow2 image: map, read, write, allocate, copy-on-write, flush, resize, and
+ * creating one. Knows nothing of names, formats of other layers or programs: the file, the data
+ * file and the backing disk are byte stores that the caller opened and keeps.
+ *
+ * All functions are MT-safe but open, close, and where said otherwise.
+ */
+#ifndef QK_IMAGE_IMAGE_H
+#define QK_IMAGE_IMAGE_H
+
+#include "format/entry.h"
+#include "format/header.h"
+#include "io/io.h"
+
+struct image;
+
+/* Metadata structures for the overlap check (INV-6), as bits; QEMU's overlap-check.* options. */
+enum overlap_bit {
+    OVERLAP_MAIN_HEADER = 1u << 0,
+    OVERLAP_ACTIVE_L1 = 1u << 1,
+    OVERLAP_ACTIVE_L2 = 1u << 2,
+    OVERLAP_REFCOUNT_BLOCK = 1u << 3,
+    OVERLAP_REFCOUNT_TABLE = 1u << 4,
+    OVERLAP_SNAPSHOT_TABLE = 1u << 5,
+    OVERLAP_INACTIVE_L1 = 1u << 6,
+    OVERLAP_INACTIVE_L2 = 1u << 7,
+    OVERLAP_BITMAP_DIRECTORY = 1u << 8,
+    OVERLAP_CACHED = 0x17f, /* all that needs no I/O to know: QEMU's default */
+    OVERLAP_ALL = 0x1ff,
+};
+
+struct image_options {
+    bool writable;
+    bool for_check;             /* tolerate corrupt bit and damage that a check can describe */
+    uint64_t l2_cache_bytes;    /* 0: sized to the disk, at most IMAGE_L2_CACHE_MAX */
+    uint32_t l2_slice_bytes;    /* 0: 4096, at most a cluster */
+    uint64_t refcount_cache_bytes; /* 0: IMAGE_REFCOUNT_CACHE_BYTES */
+    int lazy_refcounts;         /* -1: as the image says; 0; 1 */
+    unsigned overlap;           /* of enum overlap_bit */
+    bool discard_to_file;       /* punch holes for freed clusters (discard=unmap) */
+};
+#define IMAGE_L2_CACHE_MAX (32u << 20)
+#define IMAGE_REFCOUNT_CACHE_BYTES (1u << 20)
+
+/*
+ * Reads and validates the header and L1. `file` is borrowed until image_close; `backing` may be
+ * NULL (then unallocated reads as zero) and is borrowed too. With writable: an image with the
+ * dirty bit is opened but image_needs_repair says so: the caller repairs before the first write.
+ * -EINVAL damaged, -ENOTSUP feature (named), -ENOMEM, -EIO.
+ */
+int image_open(struct qk_io *file, const struct image_options *opts, struct image **out,
+               struct qk_error *err);
+void image_set_backing(struct image *img, struct qk_io *backing);
+/* Flush, write back, clear the dirty bit, release. img is gone whatever is returned. Exclusive. */
+int image_close(struct image *img, struct qk_error *err);
+/* Releases img without writing anything (after errors, or for read-only checks). */
+void image_abandon(struct image *img);
+
+/* ---- facts ---- */
+const struct header *image_header(const struct image *img);
+const struct geometry *image_geometry(const struct image *img);
+const struct header_extensions *image_extensions(const struct image *img);
+const char *image_backing_name(const struct image *img);   /* NULL: none */
+const char *image_backing_format(const struct image *img); /* NULL: none */
+uint64_t image_size(const struct image *img);              /* guest bytes */
+struct qk_io *image_file(const struct image *img);
+bool image_writable(const struct image *img);
+bool image_needs_repair(const struct image *img); /* dirty bit set */
+/* The active L1, host-endian, borrowed; valid while nothing writes to the image. */
+const uint64_t *image_l1(const struct image *img, uint32_t *entries);
+
+/* ---- guest I/O; ranges must lie inside the disk ---- */
+int image_readv(struct image *img, guest_off_t off, const struct iovec *iov, int iovcnt,
+                struct qk_error *err);
+int image_writev(struct image *img, guest_off_t off, const struct iovec *iov, int iovcnt,
+                 unsigned flags, struct qk_error *err);
+int image_zero(struct image *img, guest_off_t off, uint64_t len, unsigned flags,
+               struct qk_error *err); /* IO_ZERO_* */
+int image_discard(struct image *img, guest_off_t off, uint64_t len, struct qk_error *err);
+int image_flush(struct image *img, struct qk_error *err);
+/* This layer only: flags 0 where the backing decides. host_off and OFFSET as qk_disk_status. */
+int image_status(struct image *img, guest_off_t off, uint64_t len, struct qk_extent *extent,
+                 struct qk_error *err);
+int image_resize(struct image *img, uint64_t size, enum qk_prealloc prealloc, unsigned flags,
+                 struct qk_error *err);
+
+/* ---- for check and repair (exclusive use of the image) ---- */
+
+/* Forgets every cached table and re-reads header, L1 and refcount table from the file. */
+int image_reload(struct image *img, struct qk_error *err);
+/* Sets or clears incompatible feature bits in the header, stable on return. */
+int image_set_incompatible(struct image *img, uint64_t set, uint64_t clear, struct qk_error *err);
+
+/* ---- creating (create.c) ---- */
+
+struct create_params {
+    uint64_t size_bytes;
+    uint32_t version;          /* 2 or 3 */
+    uint32_t cluster_bits;     /* 9 to 21 */
+    uint32_t refcount_order;   /* 0 to 6; 4 for version 2 */
+    bool lazy_refcounts;       /* version 3 */
+    bool extended_l2;
+    uint32_t compression_type;
+    enum qk_prealloc prealloc;
+    const char *backing_file, *backing_format; /* NULL: none */
+};
+
+/*
+ * Writes a new image into `file`, which is empty or whose content may be lost (it is truncated
+ * first where possible). Metadata goes out in large sorted writes; the result is flushed.
+ * Parameters are validated: -EINVAL with QEMU's meaning.
+ */
+int image_create(struct qk_io *file, const struct create_params *params, struct qk_error *err);
+
+/* Bytes that an image with these parameters takes, as qemu-img measure counts: `data_clusters`
+ * guest clusters allocated. -EFBIG when too large for the format. */
+int image_measure(const struct create_params *params, uint64_t data_clusters, uint64_t *bytes,
+                  struct qk_error *err);
+
+#endif

@@ -1,0 +1,6 @@
+/* main.c - the multi-call program. */
+#include "qcowkit.h"
+int main(void)
+{
+    return 0;
+}
