@@ -1,0 +1,48 @@
+/*
+ * open.h - opening an image the way the options of a command describe it: format, --image-opts,
+ * cache mode, -U, secrets; with qemu-img's messages on failure.
+ */
+#ifndef TOOLS_COMMON_OPEN_H
+#define TOOLS_COMMON_OPEN_H
+
+#include "common/options.h"
+#include "qcowkit.h"
+
+struct image_request {
+    const char *format;         /* -f; NULL: probe */
+    const char *snapshot;       /* -l; NULL: the active state */
+    const char *const *options; /* further "key=value", NULL-terminated; or NULL */
+    unsigned flags;             /* of enum qk_open_flag */
+    bool image_opts;            /* the name is a list of options */
+    bool quiet;
+};
+
+/* The modes of -t and -T -> QK_OPEN_* flags. False: unknown mode (nothing printed). */
+bool cache_mode_flags(const char *mode, unsigned *flags);
+
+/*
+ * Fills *request from the shared rows -f, --image-opts, -U and -q. Cache modes are the command's
+ * business, see cache_mode_option(). Returns -1 to go on or an exit status (the error printed).
+ */
+int image_request_from(const struct opts *opts, struct image_request *request);
+
+/*
+ * Adds the flags of cache option `id` ('t' or 'T', `fallback` when it is not given) to *flags.
+ * Returns -1 to go on, or 1 after printing "Invalid source cache option: ..." ('T') or
+ * "Invalid cache option: ..." ('t').
+ */
+int cache_mode_option(const struct opts *opts, int id, const char *fallback, unsigned *flags);
+
+/*
+ * Opens `name` (a file name or, with image_opts, options). On failure prints
+ * "Could not open 'NAME': ..." and returns a negative errno.
+ */
+int image_open(const char *name, const struct image_request *request, struct qk_disk **out);
+
+/* Closes for programs that end: a failure to make the last writes stable is printed. 0 or 1. */
+int image_close(struct qk_disk *disk);
+/* For the cleanup attribute, on paths where nothing was written or the error is known. */
+void image_drop(struct qk_disk **disk);
+#define IMAGE_CLEANUP __attribute__((cleanup(image_drop)))
+
+#endif

@@ -1,0 +1,18 @@
+/*
+ * units.h - sizes and numbers on the command line, with qemu-img's messages for bad ones.
+ */
+#ifndef TOOLS_COMMON_UNITS_H
+#define TOOLS_COMMON_UNITS_H
+
+#include <stdint.h>
+
+/*
+ * Bytes with an optional suffix. On failure prints "Invalid NOUN specified. ..." and returns a
+ * negative errno. max 0 means INT64_MAX.
+ */
+int size_parse(const char *noun, const char *text, uint64_t min, uint64_t max, uint64_t *out);
+
+/* A plain unsigned number (decimal, 0x hexadecimal, 0 octal). Otherwise as size_parse. */
+int number_parse(const char *noun, const char *text, uint64_t min, uint64_t max, uint64_t *out);
+
+#endif
