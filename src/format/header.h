@@ -9,6 +9,8 @@
 #include "base/error.h"
 #include "base/vector.h"
 
+#include <stdbool.h>
+
 #define QCOW2_MAGIC UINT32_C(0x514649fb)
 #define QCOW2_V2_HEADER_BYTES 72
 #define QCOW2_V3_HEADER_BYTES 104 /* without the optional fields */
@@ -75,6 +77,12 @@ int header_decode(const void *bytes, size_t len, struct header *h, struct qk_err
 struct header_extensions;
 int header_validate(const struct header *h, const struct header_extensions *names,
                     uint64_t file_bytes, struct qk_error *err);
+
+/* The same for a check, which must see damaged images: only what makes the image unreadable as a
+ * whole is refused (geometry, unknown features, tables that no memory bound allows). What lies
+ * beyond the file's end, a missing refcount table and the snapshot table are let through. */
+int header_validate_for_check(const struct header *h, const struct header_extensions *names,
+                              struct qk_error *err);
 
 /* Writes the fixed fields: 72 bytes for version 2, else h->header_bytes (bytes past 112 are left
  * as they are in out). */
@@ -150,6 +158,8 @@ struct geometry {
     uint32_t csize_shift;          /* compressed descriptor, section "Compressed Clusters" */
     uint64_t csize_mask;           /* after the shift */
     uint64_t coffset_mask;
+    bool zero_flag;                /* bit 0 of a standard L2 entry means "reads as zero" */
+    bool data_file;                /* guest data is in an external file: offset 0 can be data */
 };
 
 /* h must have valid cluster_bits and refcount_order. */
