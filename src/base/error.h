@@ -27,6 +27,18 @@ int qk_fail_at(struct qk_error *err, int code, const struct where *where, const 
 /* As qk_fail, with ": strerror(-code)" behind the text. */
 int qk_fail_errno(struct qk_error *err, int code, const char *fmt, ...) QK_PRINTF(3, 4);
 
+/* The same functions; the compiler sees that what is returned is `code`, so that it can tell that
+ * a caller's early return leaves nothing uninitialized behind. */
+#define QK_RETURNS_CODE(call_, err_, code_, ...)                \
+    __extension__({                                             \
+        const int returned_code_ = (code_);                     \
+        (void)call_((err_), returned_code_, __VA_ARGS__);       \
+        returned_code_;                                         \
+    })
+#define qk_fail(err_, code_, ...) QK_RETURNS_CODE((qk_fail), err_, code_, __VA_ARGS__)
+#define qk_fail_at(err_, code_, ...) QK_RETURNS_CODE((qk_fail_at), err_, code_, __VA_ARGS__)
+#define qk_fail_errno(err_, code_, ...) QK_RETURNS_CODE((qk_fail_errno), err_, code_, __VA_ARGS__)
+
 /* -ENOMEM with its text. */
 int qk_fail_nomem(struct qk_error *err);
 
