@@ -228,6 +228,18 @@ QK_API int qk_create(const char *name, const char *format, const char *const *op
                      struct qk_error *err);
 
 /*
+ * What qemu-img does before it says "Formatting ...": checks how each value is written, opens the
+ * backing file for its size (QK_CREATE_UNCHECKED_BACKING: leaves it alone), fills in the defaults
+ * that qemu-img shows. *resolved gets a NULL-terminated list of "key=value" in the order in which
+ * qemu-img prints it, with sizes in bytes, fit for qk_create; release with qk_options_free.
+ * Creates nothing. Errors as qk_create. MT-safe.
+ */
+enum qk_create_flag { QK_CREATE_UNCHECKED_BACKING = 1u << 0 };
+QK_API int qk_create_resolve(const char *name, const char *format, const char *const *options,
+                             unsigned flags, char ***resolved, struct qk_error *err);
+QK_API void qk_options_free(char **list);
+
+/*
  * Changes the virtual size. Growing gives zeroes; shrinking needs QK_RESIZE_SHRINK. Exclusive
  * with respect to data in the range that goes away; otherwise MT-safe.
  */
@@ -263,6 +275,7 @@ struct qk_info {
         const char *encryption; /* NULL, "aes", "luks" */
         uint64_t incompatible, compatible, autoclear; /* feature bits, raw */
     } qcow2;
+    bool probed;                /* format by probing; a raw image then guards its first sector */
 };
 #define QK_INFO_INIT { .struct_size = sizeof(struct qk_info) }
 
