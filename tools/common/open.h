@@ -37,12 +37,12 @@ int cache_mode_option(const struct opts *opts, int id, const char *fallback, uns
  * Opens `name` (a file name or, with image_opts, options). On failure prints
  * "Could not open 'NAME': ..." and returns a negative errno.
  */
-int image_open(const char *name, const struct image_request *request, struct qk_disk **out);
+int open_image(const char *name, const struct image_request *request, struct qk_disk **out);
 
 /* Closes for programs that end: a failure to make the last writes stable is printed. 0 or 1. */
-int image_close(struct qk_disk *disk);
+int close_image(struct qk_disk *disk);
 /* For the cleanup attribute, on paths where nothing was written or the error is known. */
-void image_drop(struct qk_disk **disk);
-#define IMAGE_CLEANUP __attribute__((cleanup(image_drop)))
+void drop_image(struct qk_disk **disk);
+#define IMAGE_CLEANUP __attribute__((cleanup(drop_image)))
 
 #endif

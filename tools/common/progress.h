@@ -17,6 +17,8 @@ struct progress {
     double min_percent; /* smallest step that is printed */
     double last;        /* last percentage printed */
     double last_fd;
+    uint64_t done, total;
+    bool begun;
 };
 
 /*

@@ -1,0 +1,130 @@
+/*
+ * open.c - opening images as the command line describes them (open.h). All rules about names and
+ * formats are the library's; here options become its flags and failures become messages.
+ */
+#include "common/open.h"
+#include "common/report.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+static const struct {
+    const char *name;
+    unsigned flags;
+} cache_modes[] = {
+    {"none", QK_OPEN_DIRECT},
+    {"off", QK_OPEN_DIRECT},
+    {"writeback", 0},
+    {"writethrough", QK_OPEN_WRITETHROUGH},
+    {"directsync", QK_OPEN_DIRECT | QK_OPEN_WRITETHROUGH},
+    {"unsafe", QK_OPEN_NO_FLUSH},
+};
+
+bool cache_mode_flags(const char *mode, unsigned *flags)
+{
+    for (size_t i = 0; i < sizeof(cache_modes) / sizeof(*cache_modes); i++) {
+        if (!strcmp(cache_modes[i].name, mode)) {
+            *flags |= cache_modes[i].flags;
+            return true;
+        }
+    }
+    return false;
+}
+
+int image_request_from(const struct opts *opts, struct image_request *request)
+{
+    *request = (struct image_request){
+        .format = opts_string(opts, 'f'),
+        .image_opts = opts_given(opts, OPT_IMAGE_OPTS),
+        .flags = opts_given(opts, 'U') ? QK_OPEN_FORCE_SHARE : 0,
+        .quiet = opts_given(opts, 'q'),
+    };
+    if (request->format && request->image_opts) {
+        report_error("--image-opts and --format are mutually exclusive");
+        return 1;
+    }
+    return -1;
+}
+
+int cache_mode_option(const struct opts *opts, int id, const char *fallback, unsigned *flags)
+{
+    const char *mode = opts_string(opts, id);
+    if (cache_mode_flags(mode ? mode : fallback, flags))
+        return -1;
+    report_error("Invalid %scache option: %s", id == 'T' ? "source " : "", mode ? mode : fallback);
+    return 1;
+}
+
+/* A bare key stands for key=on, "nokey" for key=off is not offered; qemu warns the same way. */
+static void complete_options(struct keyvals *list)
+{
+    struct keyvals full = {0};
+    for (size_t i = 0; i < list->count; i++) {
+        const char *item = list->item[i], *equals = strchr(item, '=');
+        if (!equals) {
+            report_warning("short-form boolean option '%s' deprecated", item);
+            fprintf(stderr, "Please use %s=on instead\n", item);
+            keyvals_add(&full, item, "on");
+            continue;
+        }
+        TEXT_CLEANUP char *key = xprintf("%.*s", (int)(equals - item), item);
+        keyvals_add(&full, key, equals + 1);
+    }
+    keyvals_free(list);
+    *list = full;
+}
+
+/* The first item without a key names an open node in qemu; a program of its own has none. */
+static int parse_image_options(const char *name, struct keyvals *list)
+{
+    bool reference = name[strcspn(name, "=,")] != '=';
+    if (reference || !keyvals_add_list(list, name)) {
+        int length = (int)strcspn(name, ",");
+        report_error("Could not open '%s': Cannot find device='%.*s' nor node-name='%.*s'", name,
+                     length, name, length, name);
+        return -EINVAL;
+    }
+    complete_options(list);
+    return 0;
+}
+
+int open_image(const char *name, const struct image_request *request, struct qk_disk **out)
+{
+    KEYVALS_CLEANUP struct keyvals list = {0};
+    struct qk_error err = {0};
+    if (request->image_opts) {
+        int ret = parse_image_options(name, &list);
+        if (ret)
+            return ret;
+    }
+    for (size_t i = 0; request->options && request->options[i]; i++) {
+        const char *item = request->options[i], *equals = strchr(item, '=');
+        TEXT_CLEANUP char *key = xprintf("%.*s", (int)(equals ? equals - item : 0), item);
+        keyvals_add(&list, key, equals ? equals + 1 : "");
+    }
+    struct qk_open_options options = QK_OPEN_OPTIONS_INIT;
+    options.flags = request->flags;
+    options.format = request->format;
+    options.options = (const char *const *)list.item;
+    options.snapshot = request->snapshot;
+    int ret = qk_disk_open(request->image_opts ? NULL : name, &options, out, &err);
+    if (ret)
+        report_failure(&err, "Could not open '%s'", name);
+    return ret;
+}
+
+int close_image(struct qk_disk *disk)
+{
+    struct qk_error err = {0};
+    if (!qk_disk_close(disk, &err))
+        return 0;
+    report_failure(&err, "Could not close the image cleanly, the last writes may be lost");
+    return 1;
+}
+
+void drop_image(struct qk_disk **disk)
+{
+    qk_disk_close(*disk, NULL);
+    *disk = NULL;
+}
