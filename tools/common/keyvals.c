@@ -103,6 +103,19 @@ bool keyvals_wants_help(const char *text)
     return false;
 }
 
+/* As QEMU reads them: "flag" is flag=on, "noflag" is flag=off. */
+static void complete_flags(struct keyvals *list)
+{
+    for (size_t i = 0; i < list->count; i++) {
+        char *item = list->item[i];
+        if (strchr(item, '='))
+            continue;
+        bool off = !strncmp(item, "no", 2);
+        list->item[i] = xprintf("%s=%s", off ? item + 2 : item, off ? "off" : "on");
+        free(item);
+    }
+}
+
 int opts_keyvals(const struct opts *opts, int id, struct keyvals *list, bool *help)
 {
     const char *text;
@@ -114,5 +127,7 @@ int opts_keyvals(const struct opts *opts, int id, struct keyvals *list, bool *he
         }
         *help = *help || keyvals_wants_help(text);
     }
+    if (!*help)
+        complete_flags(list);
     return -1;
 }

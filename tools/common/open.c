@@ -89,6 +89,21 @@ static int parse_image_options(const char *name, struct keyvals *list)
     return 0;
 }
 
+/* A raw image that is only taken for one: a guest could make it look like something else. */
+static void warn_probed_raw(struct qk_disk *disk)
+{
+    struct qk_info info = QK_INFO_INIT;
+    if (qk_disk_info(disk, &info, NULL) || !info.probed || strcmp(info.format, "raw"))
+        return;
+    fflush(stdout);
+    fprintf(stderr,
+            "WARNING: Image format was not specified for '%s' and probing guessed raw.\n"
+            "         Automatically detecting the format is dangerous for raw images, write "
+            "operations on block 0 will be restricted.\n"
+            "         Specify the 'raw' format explicitly to remove the restrictions.\n",
+            info.name);
+}
+
 int open_image(const char *name, const struct image_request *request, struct qk_disk **out)
 {
     KEYVALS_CLEANUP struct keyvals list = {0};
@@ -111,6 +126,8 @@ int open_image(const char *name, const struct image_request *request, struct qk_
     int ret = qk_disk_open(request->image_opts ? NULL : name, &options, out, &err);
     if (ret)
         report_failure(&err, "Could not open '%s'", name);
+    else if (request->flags & QK_OPEN_RDWR)
+        warn_probed_raw(*out);
     return ret;
 }
 

@@ -177,8 +177,9 @@ void keyvals_free(struct keyvals *list);
 bool keyvals_wants_help(const char *text);
 
 /*
- * Gathers each `-o` of a command. Returns -1 to go on, or the exit status 1 after
- * "Invalid option list: ..." was printed. *help is set when one asks for help.
+ * Gathers each `-o` of a command, with flags completed ("x" becomes "x=on", "nox" "x=off").
+ * Returns -1 to go on, or the exit status 1 after "Invalid option list: ..." was printed. *help
+ * is set when one asks for help.
  */
 int opts_keyvals(const struct opts *opts, int id, struct keyvals *list, bool *help);
 

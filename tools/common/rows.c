@@ -46,6 +46,12 @@ void rows_size_bytes(struct rows *rows, const char *key, const char *label, uint
     add(rows, ROW_SIZE_BYTES, key, label)->value.number = bytes;
 }
 
+/* The empty label tells a block from the items of a list. */
+void rows_block(struct rows *rows, const char *text)
+{
+    add(rows, ROW_BLOCK, NULL, "")->value.text = xstrdup(text);
+}
+
 static struct rows *add_nested(struct rows *rows, enum row_kind kind, const char *key,
                                const char *label)
 {
@@ -74,7 +80,7 @@ void rows_free(struct rows *rows)
 {
     for (size_t i = 0; i < rows->count; i++) {
         struct row *row = &rows->row[i];
-        if (row->kind == ROW_TEXT)
+        if (row->kind == ROW_TEXT || row->kind == ROW_BLOCK)
             free(row->value.text);
         if (!is_nested(row))
             continue;
@@ -119,6 +125,14 @@ static void print_level(const struct rows *rows, FILE *out, unsigned indent, boo
         const struct row *row = &rows->row[i];
         if (!row->label && !in_list)
             continue;
+        if (row->kind == ROW_BLOCK) {
+            fputs(row->value.text, out);
+            continue;
+        }
+        if (row->kind == ROW_OBJECT && !in_list && !*row->label) {
+            print_level(row->value.rows, out, indent, false);
+            continue;
+        }
         fprintf(out, "%*s", (int)indent, "");
         if (in_list)
             fprintf(out, "[%zu]:", i);

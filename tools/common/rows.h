@@ -53,7 +53,8 @@ enum row_kind {
     ROW_SIZE,
     ROW_SIZE_BYTES,
     ROW_OBJECT,
-    ROW_LIST
+    ROW_LIST,
+    ROW_BLOCK
 };
 
 struct row {
@@ -83,10 +84,13 @@ void rows_bool(struct rows *rows, const char *key, const char *label, bool value
 void rows_size(struct rows *rows, const char *key, const char *label, uint64_t bytes);
 /* Text "64 KiB (65536 bytes)"; JSON the number. */
 void rows_size_bytes(struct rows *rows, const char *key, const char *label, uint64_t bytes);
-/* An object: text "LABEL:" and its rows indented; returns the rows to fill. */
+/* An object: text "LABEL:" and its rows indented, or with an empty label its rows alone at the
+ * level of the others; returns the rows to fill. */
 struct rows *rows_object(struct rows *rows, const char *key, const char *label);
 /* An array: fill it with rows_object (key NULL) or rows_text... (key NULL). */
 struct rows *rows_list(struct rows *rows, const char *key, const char *label);
+/* Whole lines of text, printed as they are; not in JSON. */
+void rows_block(struct rows *rows, const char *text);
 void rows_free(struct rows *rows);
 
 /* Prints "label: value" lines. */

@@ -1,0 +1,355 @@
+/*
+ * cmd_info.c - `info`: what an image is, as text or JSON. Looks at metadata only, and with
+ * --backing-chain at each image below; a name that an image gives for its backing file is
+ * followed only when it is a plain file name (INV-7).
+ */
+#include "common/open.h"
+#include "common/report.h"
+#include "common/rows.h"
+#include "img/commands.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+enum { OPT_CHAIN = OPT_LOCAL };
+
+static const struct opt_desc options[] = {
+    OPT_FORMAT,
+    OPT_ROW_IMAGE_OPTS,
+    OPT_ROW_OBJECT,
+    OPT_ROW_OUTPUT,
+    {OPT_CHAIN, "backing-chain", NULL, "describe the backing images too", OPT_KIND_FLAG, NULL, 0, 0,
+     NULL},
+    OPT_SHARE,
+    OPT_END,
+};
+
+static const struct cmd_text examples[] = {
+    {"info disk.qcow2", "size, format and features of an image"},
+    {"info --backing-chain overlay.qcow2", "the same for the overlay and what it rests on"},
+    {"info --output=json -U disk.qcow2", "for programs; also while a guest uses the image"},
+    {NULL, NULL},
+};
+
+const struct cmd_desc desc_info = {
+    .name = "info",
+    .summary = "describe an image",
+    .operands = "FILENAME",
+    .options = options,
+    .examples = examples,
+};
+
+/* The order in which qemu prints the keys of these objects. */
+static const char *const key_order[] = {
+    "backing-filename-format",
+    "snapshots",
+    "virtual-size",
+    "filename",
+    "cluster-size",
+    "format",
+    "actual-size",
+    "format-specific",
+    "full-backing-filename",
+    "backing-filename",
+    "encrypted",
+    "dirty-flag",
+    /* snapshots */
+    "icount",
+    "vm-clock-nsec",
+    "name",
+    "date-sec",
+    "date-nsec",
+    "vm-clock-sec",
+    "id",
+    "vm-state-size",
+    /* format-specific */
+    "type",
+    "data",
+    "compat",
+    "compression-type",
+    "lazy-refcounts",
+    "bitmaps",
+    "refcount-bits",
+    "encrypt",
+    "data-file",
+    "data-file-raw",
+    "corrupt",
+    "extended-l2",
+    NULL,
+};
+
+/* ---- snapshots --------------------------------------------------------------------------- */
+
+#define NSEC_PER_SEC UINT64_C(1000000000)
+
+/* One line of the table. Long ids and names push the rest to the right. */
+static char *snapshot_line(const struct qk_snapshot_info *snapshot)
+{
+    char size[QK_SIZE_TEXT_MAX], date[64] = "", clock[64], icount[32] = "";
+    struct tm tm;
+    time_t when = (time_t)snapshot->date_sec;
+    if (localtime_r(&when, &tm))
+        strftime(date, sizeof(date), "%Y-%m-%d %H:%M:%S", &tm);
+    uint64_t seconds = snapshot->vm_clock_ns / NSEC_PER_SEC;
+    snprintf(clock, sizeof(clock), "%02" PRIu64 ":%02" PRIu64 ":%02" PRIu64 ".%03" PRIu64,
+             seconds / 3600, seconds / 60 % 60, seconds % 60,
+             snapshot->vm_clock_ns % NSEC_PER_SEC / 1000000);
+    if (snapshot->icount != QK_OFFSET_NONE)
+        snprintf(icount, sizeof(icount), "%" PRIu64, snapshot->icount);
+    return xprintf("%-9s %-16s %8s%20s%13s%11s\n", snapshot->id, snapshot->name,
+                   qk_format_size(snapshot->vm_state_size, size), date, clock, icount);
+}
+
+static void add_snapshot_json(struct rows *list, const struct qk_snapshot_info *snapshot)
+{
+    struct rows *rows = rows_object(list, NULL, NULL);
+    if (snapshot->icount != QK_OFFSET_NONE)
+        rows_uint(rows, "icount", NULL, snapshot->icount);
+    rows_uint(rows, "vm-clock-nsec", NULL, snapshot->vm_clock_ns % NSEC_PER_SEC);
+    rows_text(rows, "name", NULL, snapshot->name);
+    rows_int(rows, "date-sec", NULL, snapshot->date_sec);
+    rows_uint(rows, "date-nsec", NULL, snapshot->date_nsec);
+    rows_uint(rows, "vm-clock-sec", NULL, snapshot->vm_clock_ns / NSEC_PER_SEC);
+    rows_text(rows, "id", NULL, snapshot->id);
+    rows_uint(rows, "vm-state-size", NULL, snapshot->vm_state_size);
+}
+
+static int add_snapshots(struct rows *rows, struct qk_disk *disk, uint32_t count,
+                         struct qk_error *err)
+{
+    if (!count)
+        return 0;
+    struct rows *list = rows_list(rows, "snapshots", NULL);
+    TEXT_CLEANUP char *head = xprintf("Snapshot list:\n%-9s %-16s %8s%20s%13s%11s\n", "ID", "TAG",
+                                      "VM SIZE", "DATE", "VM CLOCK", "ICOUNT");
+    rows_block(rows, head);
+    for (uint32_t i = 0; i < count; i++) {
+        struct qk_snapshot_info snapshot = QK_SNAPSHOT_INFO_INIT;
+        int ret = qk_disk_snapshot(disk, i, &snapshot, err);
+        if (ret)
+            return ret;
+        add_snapshot_json(list, &snapshot);
+        TEXT_CLEANUP char *line = snapshot_line(&snapshot);
+        rows_block(rows, line);
+    }
+    return 0;
+}
+
+/* ---- one image --------------------------------------------------------------------------- */
+
+static void add_qcow2(struct rows *rows, const struct qk_info *info)
+{
+    const struct qk_info_qcow2 *qcow2 = &info->qcow2;
+    struct rows *specific = rows_object(rows, "format-specific", "Format specific information");
+    rows_text(specific, "type", NULL, info->format);
+    struct rows *data = rows_object(specific, "data", "");
+    bool v3 = qcow2->version >= 3;
+    rows_text(data, "compat", "compat", v3 ? "1.1" : "0.10");
+    rows_text(data, "compression-type", "compression type", qcow2->compression_type);
+    if (v3)
+        rows_bool(data, "lazy-refcounts", "lazy refcounts", qcow2->lazy_refcounts);
+    rows_uint(data, "refcount-bits", "refcount bits", qcow2->refcount_bits);
+    if (qcow2->encryption)
+        rows_text(rows_object(data, "encrypt", "encrypt"), "format", "format", qcow2->encryption);
+    if (qcow2->data_file)
+        rows_text(data, "data-file", "data file", qcow2->data_file);
+    if (v3 && qcow2->data_file)
+        rows_bool(data, "data-file-raw", "data file raw", qcow2->data_file_raw);
+    if (v3)
+        rows_bool(data, "corrupt", "corrupt", qcow2->corrupt);
+    if (v3)
+        rows_bool(data, "extended-l2", "extended l2", qcow2->extended_l2);
+}
+
+static void add_backing(struct rows *rows, const struct qk_info *info)
+{
+    if (!info->backing_file)
+        return;
+    rows_text(rows, "backing-filename", NULL, info->backing_file);
+    if (info->backing_full)
+        rows_text(rows, "full-backing-filename", NULL, info->backing_full);
+    TEXT_CLEANUP char *text =
+        !info->backing_full ? xprintf("%s (cannot determine actual path)", info->backing_file)
+        : strcmp(info->backing_full, info->backing_file)
+            ? xprintf("%s (actual path: %s)", info->backing_file, info->backing_full)
+            : xstrdup(info->backing_file);
+    rows_text(rows, NULL, "backing file", text);
+    if (info->backing_format)
+        rows_text(rows, "backing-filename-format", "backing file format", info->backing_format);
+}
+
+static void add_general(struct rows *rows, const struct qk_info *info)
+{
+    rows_text(rows, "filename", "image", info->name);
+    rows_text(rows, "format", "file format", info->format);
+    rows_size_bytes(rows, "virtual-size", "virtual size", info->virtual_size);
+    if (info->actual_size == QK_OFFSET_NONE)
+        rows_text(rows, NULL, "disk size", "unavailable");
+    else
+        rows_size(rows, "actual-size", "disk size", info->actual_size);
+    if (info->encrypted) {
+        rows_bool(rows, "encrypted", NULL, true);
+        rows_text(rows, NULL, "encrypted", "yes");
+    }
+    if (info->cluster_size)
+        rows_uint(rows, "cluster-size", "cluster_size", info->cluster_size);
+    rows_bool(rows, "dirty-flag", NULL, info->dirty);
+    if (info->dirty)
+        rows_text(rows, NULL, "cleanly shut down", "no");
+}
+
+static int describe(struct qk_disk *disk, const struct qk_info *info, struct rows *rows,
+                    struct qk_error *err)
+{
+    add_general(rows, info);
+    add_backing(rows, info);
+    int ret = add_snapshots(rows, disk, info->snapshot_count, err);
+    if (!ret && !strcmp(info->format, "qcow2"))
+        add_qcow2(rows, info);
+    return ret;
+}
+
+/* ---- the chain --------------------------------------------------------------------------- */
+
+struct seen {
+    dev_t device;
+    ino_t inode;
+};
+
+struct chain {
+    struct rows *image; /* one per image, top first */
+    struct seen *seen;
+    size_t count;
+    bool whole; /* --backing-chain */
+};
+
+static void chain_free(struct chain *chain)
+{
+    for (size_t i = 0; i < chain->count; i++)
+        rows_free(&chain->image[i]);
+    free(chain->image);
+    free(chain->seen);
+}
+
+/* Remembers the file behind `name`. False: it was there already, the chain bites its tail. */
+static bool chain_enter(struct chain *chain, const char *name)
+{
+    struct stat st = {0};
+    bool is_file = !stat(name, &st);
+    for (size_t i = 0; is_file && i < chain->count; i++) {
+        if (chain->seen[i].device == st.st_dev && chain->seen[i].inode == st.st_ino)
+            return false;
+    }
+    chain->image = xrealloc(chain->image, (chain->count + 1) * sizeof(*chain->image));
+    chain->seen = xrealloc(chain->seen, (chain->count + 1) * sizeof(*chain->seen));
+    chain->image[chain->count] = (struct rows){0};
+    chain->seen[chain->count++] = (struct seen){st.st_dev, st.st_ino};
+    return true;
+}
+
+/* What comes next: name and format are the caller's to free; NULL name: the chain ends here. */
+struct next {
+    char *name, *format;
+};
+
+static int add_image(struct chain *chain, const char *name, const struct image_request *request,
+                     struct next *next)
+{
+    if (!chain_enter(chain, name)) {
+        report_error("Backing file '%s' creates an infinite loop.", name);
+        return 1;
+    }
+    IMAGE_CLEANUP struct qk_disk *disk = NULL;
+    if (open_image(name, request, &disk))
+        return 1;
+    struct qk_info info = QK_INFO_INIT;
+    struct qk_error err = {0};
+    int ret = qk_disk_info(disk, &info, &err);
+    if (!ret)
+        ret = describe(disk, &info, &chain->image[chain->count - 1], &err);
+    if (ret) {
+        report_failure(&err, "Could not read the description of '%s'", name);
+        return 1;
+    }
+    bool more = chain->whole && info.backing_file && info.backing_full;
+    next->name = more ? xstrdup(info.backing_full) : NULL;
+    next->format = more && info.backing_format ? xstrdup(info.backing_format) : NULL;
+    return -1;
+}
+
+/* "nbd://...", "json:{...}": more than a file name, and the image's word is no permission. */
+static bool is_plain_name(const char *name)
+{
+    return name[strcspn(name, ":/")] != ':';
+}
+
+static int walk(struct chain *chain, const char *name, struct image_request *request)
+{
+    struct next next = {0};
+    int status = add_image(chain, name, request, &next);
+    while (status < 0 && next.name) {
+        TEXT_CLEANUP char *below = next.name, *format = next.format;
+        next = (struct next){0};
+        if (!is_plain_name(below)) {
+            report_error("Could not open '%s': Only plain file names are followed from inside an "
+                         "image",
+                         below);
+            return 1;
+        }
+        struct image_request lower = {.format = format, .flags = request->flags};
+        status = add_image(chain, below, &lower, &next);
+    }
+    free(next.name);
+    free(next.format);
+    return status;
+}
+
+static void print_json(const struct chain *chain)
+{
+    if (!chain->whole) {
+        rows_print_json(&chain->image[0], stdout, key_order);
+        return;
+    }
+    struct json json = JSON_PRETTY(stdout);
+    json_open(&json, NULL, '[');
+    for (size_t i = 0; i < chain->count; i++) {
+        json_open(&json, NULL, '{');
+        rows_json(&chain->image[i], &json, key_order);
+        json_close(&json, '}');
+    }
+    json_close(&json, ']');
+    putchar('\n');
+}
+
+static void print_text(const struct chain *chain)
+{
+    for (size_t i = 0; i < chain->count; i++) {
+        if (i)
+            putchar('\n');
+        rows_print(&chain->image[i], stdout, 0);
+    }
+}
+
+int cmd_info(int argc, char **argv)
+{
+    OPTS_CLEANUP struct opts opts;
+    int status = opts_parse(&desc_info, argc, argv, &opts);
+    if (status >= 0)
+        return status;
+    struct image_request request;
+    status = image_request_from(&opts, &request);
+    if (status >= 0)
+        return status;
+    if (opts.operand_count != 1)
+        return usage_error("Expecting one image file name");
+    request.flags |= QK_OPEN_NO_BACKING | QK_OPEN_NO_IO;
+    struct chain chain = {.whole = opts_given(&opts, OPT_CHAIN)};
+    status = walk(&chain, opts.operand[0], &request);
+    if (status < 0)
+        opts_json(&opts) ? print_json(&chain) : print_text(&chain);
+    chain_free(&chain);
+    return status < 0 ? 0 : status;
+}
