@@ -396,7 +396,8 @@ struct qk_compare_result {
     size_t struct_size;
     bool equal;
     enum qk_compare_why {
-        QK_COMPARE_SAME, QK_COMPARE_CONTENT, QK_COMPARE_SIZE, QK_COMPARE_ALLOCATION
+        QK_COMPARE_SAME, QK_COMPARE_CONTENT, QK_COMPARE_SIZE, QK_COMPARE_ALLOCATION,
+        QK_COMPARE_NO_STATUS, QK_COMPARE_NO_READ /* the call failed: at block status, at reading */
     } why;
     uint64_t off;     /* of the first difference */
     bool size_differs; /* the longer one was compared with zeroes beyond the shorter's end */
