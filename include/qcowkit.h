@@ -218,8 +218,8 @@ QK_API const struct qk_option_desc *qk_create_options(const char *format, size_t
 
 /*
  * Creates image file `name`. `options` is a NULL-terminated list of "key=value" with the keys of
- * qk_create_options ("size=10G", "cluster_size=64k", "backing_file=...", ...), or NULL. The size may be left out when a
- * backing file is given, which is then opened for it. An existing file is replaced, after its
+ * qk_create_options ("size=10G", "cluster_size=64k", "backing_file=...", ...), or NULL. The size
+ * may be left out when a backing file is given, which is then opened for it. An existing file is replaced, after its
  * lock was taken; a block device is kept and must be large enough. MT-safe.
  * Errors: -EINVAL (option), -EAGAIN (locked), -ENOSPC, -EFBIG. A failed creation removes a file
  * that it has made.
@@ -279,6 +279,7 @@ struct qk_info {
 };
 #define QK_INFO_INIT { .struct_size = sizeof(struct qk_info) }
 
+/* Fills info (set up with QK_INFO_INIT) with what is known. Reads no guest data. MT-safe. */
 QK_API int qk_disk_info(struct qk_disk *disk, struct qk_info *info, struct qk_error *err);
 
 /* The layer below, NULL at the bottom. Belongs to `disk`: do not close it. MT-safe. */

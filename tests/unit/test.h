@@ -22,22 +22,29 @@
 
 static _Atomic unsigned long test_passed, test_failed, test_skipped;
 
+/* Where a check stands in the source. */
+struct test_place {
+    const char *file;
+    int line;
+    const char *what;
+};
+#define TEST_PLACE(what_) ((struct test_place){__FILE__, __LINE__, (what_)})
+
 /* Counts one check; true when it held. The caller prints the values behind a failure. */
-static inline bool test_count(bool held, const char *file, int line, const char *what)
+static inline bool test_count(bool held, struct test_place place)
 {
     if (held) {
         atomic_fetch_add(&test_passed, 1);
         return true;
     }
     atomic_fetch_add(&test_failed, 1);
-    printf("%s:%d: failed: %s\n", file, line, what);
+    printf("%s:%d: failed: %s\n", place.file, place.line, place.what);
     return false;
 }
 
-static inline bool test_eq(intmax_t actual, intmax_t expected, const char *file, int line,
-                           const char *what)
+static inline bool test_eq(intmax_t actual, intmax_t expected, struct test_place place)
 {
-    bool held = test_count(actual == expected, file, line, what);
+    bool held = test_count(actual == expected, place);
 
     if (!held)
         printf("    actual   %" PRIdMAX " (0x%" PRIxMAX ")\n    expected %" PRIdMAX " (0x%" PRIxMAX
@@ -46,11 +53,10 @@ static inline bool test_eq(intmax_t actual, intmax_t expected, const char *file,
     return held;
 }
 
-static inline bool test_str(const char *actual, const char *expected, const char *file, int line,
-                            const char *what)
+static inline bool test_str(const char *actual, const char *expected, struct test_place place)
 {
     bool same = actual && expected ? strcmp(actual, expected) == 0 : actual == expected;
-    bool held = test_count(same, file, line, what);
+    bool held = test_count(same, place);
 
     if (!held)
         printf("    actual   \"%s\"\n    expected \"%s\"\n", actual ? actual : "(null)",
@@ -58,11 +64,11 @@ static inline bool test_str(const char *actual, const char *expected, const char
     return held;
 }
 
-static inline bool test_mem(const void *actual, const void *expected, size_t len, const char *file,
-                            int line, const char *what)
+static inline bool test_mem(const void *actual, const void *expected, size_t len,
+                            struct test_place place)
 {
     const unsigned char *a = actual, *e = expected;
-    bool held = test_count(memcmp(a, e, len) == 0, file, line, what);
+    bool held = test_count(memcmp(a, e, len) == 0, place);
     size_t at = 0;
 
     if (held)
@@ -74,21 +80,20 @@ static inline bool test_mem(const void *actual, const void *expected, size_t len
     return false;
 }
 
-#define CHECK(cond_) test_count(!!(cond_), __FILE__, __LINE__, #cond_)
-#define CHECK_EQ(actual_, expected_)                                               \
-    test_eq((intmax_t)(actual_), (intmax_t)(expected_), __FILE__, __LINE__, \
-            #actual_ " == " #expected_)
-#define CHECK_OK(call_) test_eq((intmax_t)(call_), 0, __FILE__, __LINE__, #call_ " succeeds")
-#define CHECK_ERR(call_, code_) \
-    test_eq((intmax_t)(call_), (code_), __FILE__, __LINE__, #call_ " fails with " #code_)
-#define CHECK_STR(actual_, expected_) \
-    test_str((actual_), (expected_), __FILE__, __LINE__, #actual_ " == " #expected_)
-#define CHECK_MEM(actual_, expected_, len_) \
-    test_mem((actual_), (expected_), (len_), __FILE__, __LINE__, #actual_ " == " #expected_)
-#define REQUIRE(cond_)                                          \
-    do {                                                        \
-        if (!test_count(!!(cond_), __FILE__, __LINE__, #cond_)) \
-            return;                                             \
+#define CHECK(cond_) test_count(!!(cond_), TEST_PLACE(#cond_))
+#define CHECK_EQ(actual_, expected_)                                                               \
+    test_eq((intmax_t)(actual_), (intmax_t)(expected_), TEST_PLACE(#actual_ " == " #expected_))
+#define CHECK_OK(call_) test_eq((intmax_t)(call_), 0, TEST_PLACE(#call_ " succeeds"))
+#define CHECK_ERR(call_, code_)                                                                    \
+    test_eq((intmax_t)(call_), (code_), TEST_PLACE(#call_ " fails with " #code_))
+#define CHECK_STR(actual_, expected_)                                                              \
+    test_str((actual_), (expected_), TEST_PLACE(#actual_ " == " #expected_))
+#define CHECK_MEM(actual_, expected_, len_)                                                        \
+    test_mem((actual_), (expected_), (len_), TEST_PLACE(#actual_ " == " #expected_))
+#define REQUIRE(cond_)                                                                             \
+    do {                                                                                           \
+        if (!test_count(!!(cond_), TEST_PLACE(#cond_)))                                            \
+            return;                                                                                \
     } while (0)
 #define SKIP(why_) (printf("skipped: %s\n", (why_)), (void)atomic_fetch_add(&test_skipped, 1))
 
