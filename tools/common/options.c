@@ -31,7 +31,7 @@ static char *short_options(const struct opt_desc *table)
     char *text = xmalloc(2 * table_size(table) + 3);
     char *at = stpcpy(text, ":h");
     for (; table->id; table++) {
-        if (table->id >= 256)
+        if (table->id >= OPT_OBJECT)
             continue;
         *at++ = (char)table->id;
         if (takes_argument(table))

@@ -152,6 +152,9 @@ bool opts_json(const struct opts *opts);
 /* Prints the help of one command on stdout: usage, options, examples, exit statuses. */
 void opts_help(const struct cmd_desc *desc);
 
+/* One line per spelling of each option, "VERB OPTION KIND [VALUE...]": for programs. */
+void opts_list(const struct cmd_desc *desc);
+
 /* ---- key=value lists --------------------------------------------------------------------- */
 
 /*

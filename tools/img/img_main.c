@@ -13,7 +13,8 @@ static const char standard_options[] =
     "Standard options:\n"
     "  -h, --help              print this help and end\n"
     "  -V, --version           print the version and end\n"
-    "  -T, --trace=SPEC        accepted for scripts' sake, no effect\n";
+    "  -T, --trace=SPEC        accepted for scripts' sake, no effect\n"
+    "      --list-options      print all commands and options, for programs\n";
 
 static void print_verbs(const char *title, bool refused)
 {
@@ -52,6 +53,14 @@ static int show_version(void)
     return 0;
 }
 
+/* Every verb with each spelling of its options: what the shell completion is made from. */
+static int list_options(void)
+{
+    for (const struct verb *verb = img_verbs; verb->desc; verb++)
+        opts_list(verb->desc);
+    return 0;
+}
+
 /* The options in front of the verb. -1: go on at argv[optind]; else the exit status. */
 static int standard(int argc, char **argv)
 {
@@ -59,6 +68,7 @@ static int standard(int argc, char **argv)
         {"help", no_argument, NULL, 'h'},
         {"version", no_argument, NULL, 'V'},
         {"trace", required_argument, NULL, 'T'},
+        {"list-options", no_argument, NULL, 'L'},
         {0},
     };
     opterr = 0;
@@ -74,6 +84,8 @@ static int standard(int argc, char **argv)
             return show_help();
         case 'V':
             return show_version();
+        case 'L':
+            return list_options();
         case 'T':
             break;
         case ':':

@@ -1,0 +1,152 @@
+# qcowkit.bash - completion of qcowkit and qemu-img command lines for bash.
+# The table below is written by completions/update from `qcowkit --list-options`; a test compares
+# the two. Columns: command, option, kind of its argument, fixed values.
+
+_qcowkit_table() {
+    cat <<'END'
+# table begins
+amend -h flag
+amend --help flag
+bench -h flag
+bench --help flag
+bitmap -h flag
+bitmap --help flag
+check -h flag
+check --help flag
+commit -h flag
+commit --help flag
+compare -h flag
+compare --help flag
+convert -h flag
+convert --help flag
+create -h flag
+create --help flag
+create -f format
+create -o text
+create -b file
+create -F format
+create -u flag
+create --object object
+create -q flag
+dd -h flag
+dd --help flag
+info -h flag
+info --help flag
+info -f format
+info --image-opts flag
+info --object object
+info --output output human json
+info --backing-chain flag
+info -U flag
+info --force-share flag
+map -h flag
+map --help flag
+measure -h flag
+measure --help flag
+rebase -h flag
+rebase --help flag
+resize -h flag
+resize --help flag
+resize -f format
+resize --image-opts flag
+resize --object object
+resize --preallocation text off metadata falloc full
+resize --shrink flag
+resize -q flag
+snapshot -h flag
+snapshot --help flag
+# table ends
+END
+}
+
+_qcowkit_formats='qcow2 raw'
+_qcowkit_caches='none writeback writethrough directsync unsafe'
+
+# _qcowkit_row COMMAND OPTION: the rest of its row
+_qcowkit_row() {
+    local command option rest
+    while read -r command option rest; do
+        if [[ $command == "$1" && $option == "$2" ]]; then
+            echo "$rest"
+            return
+        fi
+    done < <(_qcowkit_table)
+}
+
+# _qcowkit_commands: each command once
+_qcowkit_commands() {
+    local command rest
+    while read -r command rest; do
+        [[ $command == '#' ]] || echo "$command"
+    done < <(_qcowkit_table) | sort -u
+}
+
+_qcowkit_options() {
+    local command option rest
+    while read -r command option rest; do
+        [[ $command != "$1" ]] || echo "$option"
+    done < <(_qcowkit_table)
+}
+
+_qcowkit_files() {
+    compopt -o filenames 2>/dev/null
+    mapfile -t COMPREPLY < <(compgen -f -- "$1")
+}
+
+_qcowkit_words() { # WORDS CURRENT
+    mapfile -t COMPREPLY < <(compgen -W "$1" -- "$2")
+}
+
+# _qcowkit_value KIND VALUES CURRENT: the argument of an option
+_qcowkit_value() {
+    case $1 in
+    format) _qcowkit_words "$_qcowkit_formats" "$3" ;;
+    cache) _qcowkit_words "$_qcowkit_caches" "$3" ;;
+    file) _qcowkit_files "$3" ;;
+    *) _qcowkit_words "$2" "$3" ;;
+    esac
+}
+
+# The command is the first word that is no option.
+_qcowkit_command() {
+    local i
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        case ${COMP_WORDS[i]} in
+        -T | --trace) ((i++)) ;;
+        -*) ;;
+        *)
+            echo "${COMP_WORDS[i]}"
+            return
+            ;;
+        esac
+    done
+}
+
+_qcowkit() {
+    local current=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} command kind values
+    # bash takes "--output=json" for three words
+    if [[ $current == '=' ]]; then
+        current=
+    elif [[ $before == '=' ]]; then
+        before=${COMP_WORDS[COMP_CWORD - 2]}
+    fi
+    COMPREPLY=()
+    command=$(_qcowkit_command)
+    if [[ -z $command ]]; then
+        local names
+        names=$(_qcowkit_commands)
+        [[ ${1##*/} != qcowkit ]] || names+=' io'
+        _qcowkit_words "$names --help --version --trace" "$current"
+        return
+    fi
+    read -r kind values < <(_qcowkit_row "$command" "$before")
+    if [[ -n $kind && $kind != flag ]]; then
+        _qcowkit_value "$kind" "$values" "$current"
+    elif [[ $current == -* ]]; then
+        _qcowkit_words "$(_qcowkit_options "$command")" "$current"
+    else
+        _qcowkit_files "$current"
+    fi
+}
+
+complete -F _qcowkit qcowkit qemu-img
