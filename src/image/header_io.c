@@ -1,0 +1,139 @@
+/*
+ * header_io.c - reading the header cluster of an open image and changing its fixed fields. Fields
+ * are always written together, as the one sector that holds them, so that a change is atomic.
+ */
+#include "image/image_int.h"
+
+#define HEADER_SECTOR 512
+
+static char *copy_text(const uint8_t *data, size_t len)
+{
+    char *s = malloc(len + 1);
+    if (s) {
+        memcpy(s, data, len);
+        s[len] = 0;
+    }
+    return s;
+}
+
+static int load_backing_name(struct image *img, struct qk_error *err)
+{
+    const struct header *h = &img->h;
+    free(img->backing_name);
+    free(img->backing_format);
+    img->backing_name = img->backing_format = NULL;
+    const struct header_extension *fmt = header_extensions_find(&img->exts, HEXT_BACKING_FORMAT);
+    if (fmt && !(img->backing_format = copy_text(fmt->data, fmt->len)))
+        return qk_fail_nomem(err);
+    if (!h->backing_name_off || !h->backing_name_len)
+        return 0;
+    if (!range_within(h->backing_name_off, h->backing_name_len, img->g.cluster_bytes))
+        return qk_fail_at(err, -EINVAL, WHERE(img->file->name, "header", 8),
+                          "Invalid backing file offset: name of %" PRIu32 " bytes at %" PRIu64
+                          " leaves the first cluster",
+                          h->backing_name_len, h->backing_name_off);
+    img->backing_name = copy_text(img->header_cluster + h->backing_name_off, h->backing_name_len);
+    return img->backing_name ? 0 : qk_fail_nomem(err);
+}
+
+static int load_extensions(struct image *img, struct qk_error *err)
+{
+    const struct header *h = &img->h;
+    size_t start = h->version >= 3 ? h->header_bytes : QCOW2_V2_HEADER_BYTES;
+    size_t end = img->g.cluster_bytes;
+    if (h->backing_name_off > start && h->backing_name_off < end)
+        end = (size_t)h->backing_name_off;
+    header_extensions_free(&img->exts);
+    int ret = header_extensions_decode(img->header_cluster, start, end, &img->exts, err);
+    if (ret < 0)
+        qk_error_locate(err, WHERE(img->file->name, "header extensions", start));
+    return ret;
+}
+
+int header_io_load(struct image *img, struct qk_error *err)
+{
+    uint8_t first[QCOW2_FULL_HEADER_BYTES];
+    uint64_t file_bytes;
+    int ret = io_size(img->file, &file_bytes, err);
+    if (ret == 0)
+        ret = io_read(img->file, 0, first, sizeof(first), err);
+    if (ret == 0)
+        ret = header_decode(first, (size_t)min_u64(file_bytes, sizeof(first)), &img->h, err);
+    /* Without a sane cluster size there is no header cluster to read names from. */
+    if (ret == 0 && (img->h.cluster_bits < QCOW2_MIN_CLUSTER_BITS ||
+                     img->h.cluster_bits > QCOW2_MAX_CLUSTER_BITS ||
+                     img->h.refcount_order > QCOW2_MAX_REFCOUNT_ORDER))
+        ret = header_validate(&img->h, NULL, file_bytes, err);
+    if (ret < 0)
+        return ret;
+    img->g = geometry_of(&img->h);
+    if (img->h.header_bytes > img->g.cluster_bytes)
+        return header_validate(&img->h, NULL, file_bytes, err);
+    free(img->header_cluster);
+    img->header_cluster = aligned_alloc(4096, round_up(img->g.cluster_bytes, 4096));
+    if (!img->header_cluster)
+        return qk_fail_nomem(err);
+    ret = io_read(img->file, 0, img->header_cluster, img->g.cluster_bytes, err);
+    if (ret == 0)
+        ret = load_extensions(img, err);
+    if (ret == 0)
+        ret = header_validate(&img->h, &img->exts, file_bytes, err);
+    if (ret == 0)
+        ret = load_backing_name(img, err);
+    return ret;
+}
+
+int header_io_write(struct image *img, struct qk_error *err)
+{
+    header_encode(&img->h, img->header_cluster);
+    int ret = io_write(img->file, 0, img->header_cluster, HEADER_SECTOR, 0, err);
+    image_note_unsynced(img);
+    return ret;
+}
+
+int image_set_incompatible(struct image *img, uint64_t set, uint64_t clear, struct qk_error *err)
+{
+    LOCK_SCOPE(&img->header_lock);
+    uint64_t old = img->h.incompatible;
+    img->h.incompatible = (old | set) & ~clear;
+    if (img->h.incompatible == old)
+        return 0;
+    int ret = header_io_write(img, err);
+    if (ret == 0)
+        ret = io_flush(img->file, err);
+    if (ret < 0)
+        img->h.incompatible = old;
+    return ret;
+}
+
+/* Autoclear bits of features that this version does not keep up to date go with the first write
+ * (Format, "autoclear_features"); the dirty bit is there before the first lazy refcount. */
+int image_begin_writing(struct image *img, struct qk_error *err)
+{
+    if (__atomic_load_n(&img->corrupt, __ATOMIC_RELAXED))
+        return qk_fail_at(err, -EIO, WHERE(img->file->name, "header", QK_OFFSET_NONE),
+                          "the image is corrupt: it is not written to any more");
+    if (__atomic_load_n(&img->writing_begun, __ATOMIC_ACQUIRE))
+        return 0;
+    if (!img->opts.writable)
+        return qk_fail_at(err, -EROFS, WHERE(img->file->name, NULL, QK_OFFSET_NONE),
+                          "opened read-only");
+    LOCK_SCOPE(&img->header_lock);
+    uint64_t autoclear = img->h.autoclear, incompatible = img->h.incompatible;
+    img->h.autoclear = 0;
+    if (img->lazy)
+        img->h.incompatible |= INCOMPAT_DIRTY;
+    int ret = 0;
+    if (img->h.autoclear != autoclear || img->h.incompatible != incompatible) {
+        ret = header_io_write(img, err);
+        if (ret == 0)
+            ret = io_flush(img->file, err);
+    }
+    if (ret < 0) {
+        img->h.autoclear = autoclear;
+        img->h.incompatible = incompatible;
+    } else {
+        __atomic_store_n(&img->writing_begun, true, __ATOMIC_RELEASE);
+    }
+    return ret;
+}

@@ -1,0 +1,214 @@
+/*
+ * image_int.h - what an open image is made of, shared by the files of this room only.
+ * Locks and their order: doc/design/ordering.md.
+ */
+#ifndef QK_IMAGE_IMAGE_INT_H
+#define QK_IMAGE_IMAGE_INT_H
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "format/refcount.h"
+#include "image/cache.h"
+#include "image/freemap.h"
+#include "image/image.h"
+#include "image/range_lock.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Host clusters [first, first + count). */
+struct cluster_run {
+    uint64_t first, count;
+    bool fresh; /* set by allocation: never written, reads as zero */
+};
+DEFINE_VECTOR(cluster_run_vec, struct cluster_run)
+DEFINE_VECTOR(u32_vec, uint32_t)
+
+/* The refcount table in memory, guarded by alloc_lock. */
+struct reftable {
+    uint64_t *entries;     /* host-endian */
+    uint64_t count;        /* entries that the table on disk has room for */
+    uint64_t off;
+    struct u32_vec dirty;  /* entries to write, when the table has not moved */
+    bool moved;            /* the whole table is to be written at `off`, then the header */
+};
+
+struct image {
+    struct qk_io *file;
+    struct qk_io *backing;  /* NULL: unallocated reads as zero */
+    struct image_options opts;
+    struct header h;
+    struct geometry g;
+    const struct refcount_ops *rc;
+    uint8_t *header_cluster; /* as on disk */
+    struct header_extensions exts;
+    char *backing_name, *backing_format;
+    pthread_mutex_t header_lock;
+
+    struct range_lock ranges;
+
+    uint64_t *l1;           /* host-endian; entries are read and set atomically */
+    uint32_t l1_count;
+    uint64_t *l1_dirty;     /* bit per 512-byte sector; alloc_lock */
+    bool l1_any_dirty;
+    struct cache l2;
+    size_t l2_dirty_limit, refcount_dirty_limit; /* bytes */
+
+    pthread_mutex_t alloc_lock;
+    struct reftable reftable;
+    struct cache refcounts;
+    struct freemap *free;
+    struct cluster_run_vec queued_frees;
+    uint64_t limit_clusters; /* first cluster past the end of a file that cannot grow */
+    uint64_t end_clusters;   /* one past the highest cluster allocated or found */
+    uint64_t fresh_from;     /* clusters from here on read as zero until they are written */
+
+    pthread_mutex_t flush_lock;
+    pthread_cond_t flush_done;
+    uint64_t flush_started, flush_finished; /* counts, guarded by flush_lock */
+    bool flush_running;
+    int flush_result;        /* of the last finished one */
+    struct qk_error flush_error;
+    bool unsynced;           /* atomic: written to the file since the last barrier */
+
+    uint64_t length_clusters; /* the file is known to reach this far; flush_lock holder */
+    struct table_set *tables; /* overlap.c; NULL: not writable */
+    pthread_rwlock_t tables_lock;
+
+    bool writing_begun;      /* atomic: header is prepared for writes */
+    bool lazy;               /* refcounts are written at close only, dirty bit is set */
+    bool corrupt;            /* atomic: overlap found; no more writes */
+};
+
+/* ---- refcount.c: all with alloc_lock held ---- */
+int reftable_load(struct image *img, struct qk_error *err);
+/* Host offset of refcount block `block`, 0 when there is none; validated. */
+int refblock_offset(struct image *img, uint64_t block, uint64_t *off, struct qk_error *err);
+int refcount_get(struct image *img, uint64_t cluster, uint64_t *value, struct qk_error *err);
+/* +1 or -1 on each; the blocks exist. On failure those done are undone. */
+int refcount_add(struct image *img, struct cluster_run run, int delta, struct qk_error *err);
+int refcount_load_leaf(void *img, uint64_t leaf, uint64_t used[FREEMAP_LEAF / 64],
+                       struct qk_error *err);
+
+/* ---- reftable_grow.c ---- */
+/* Makes a refcount block for every cluster of the run, growing the table when needed. */
+int refblocks_cover(struct image *img, struct cluster_run run, struct qk_error *err);
+
+/* ---- alloc.c ---- */
+/* `want` clusters in the lowest run that fits; refcount 1. With a file that cannot grow and no
+ * such run, fewer: run->count says how many. Takes alloc_lock. */
+int alloc_clusters(struct image *img, uint64_t want, struct cluster_run *run, struct qk_error *err);
+/* The same with alloc_lock held, and exactly `count` or -ENOSPC. */
+int alloc_exact(struct image *img, uint64_t count, struct cluster_run *run, struct qk_error *err);
+/* Gives back clusters that nothing ever referred to. Takes alloc_lock. */
+void alloc_undo(struct image *img, struct cluster_run run);
+/* The lowest free run for metadata of the allocator itself: marks it used, no refcount yet. */
+int alloc_reserve(struct image *img, uint64_t count, struct cluster_run *run, struct qk_error *err);
+void alloc_unreserve(struct image *img, struct cluster_run run);
+/* Queues one reference less on each cluster for after the next writeback. Takes alloc_lock. */
+int free_queue(struct image *img, struct cluster_run run, struct qk_error *err);
+int free_queue_locked(struct image *img, struct cluster_run run, struct qk_error *err);
+/* Applies frees whose removal is stable. Takes alloc_lock. */
+int free_release(struct image *img, const struct cluster_run_vec *runs, struct qk_error *err);
+
+/* ---- l2.c ---- */
+struct map_extent {
+    enum cluster_kind kind;
+    uint64_t len;    /* guest bytes */
+    uint64_t host;   /* file offset of the first byte, when the kind has a host cluster */
+    bool copied;     /* every cluster of the extent has refcount 1 */
+    struct l2_entry entry; /* of the first cluster */
+};
+/* The longest extent of one kind at `off`, at most len bytes and one L2 slice; contiguous in the
+ * file when it has host clusters. */
+int image_map(struct image *img, guest_off_t off, uint64_t len, struct map_extent *ext,
+              struct qk_error *err);
+/* Host offset of the L2 table for `off`, allocated or copied when it is not ours alone. */
+int l2_table_writable(struct image *img, guest_off_t off, uint64_t *table_off, struct qk_error *err);
+/* How a mapping changes: new entry for an old one. Returns false to leave it as it is. */
+typedef bool (*l2_change_fn)(void *opaque, uint64_t index, struct l2_entry old,
+                             struct l2_entry *entry);
+/* Applies fn to `clusters` guest clusters from off on; clusters that lose their host cluster (or
+ * compressed bytes) by it are queued as frees. `index` counts from 0. */
+int l2_change(struct image *img, guest_off_t off, uint64_t clusters, l2_change_fn fn, void *opaque,
+              struct qk_error *err);
+
+/* ---- writing ---- */
+/* Before the first change: autoclear bits, dirty bit for lazy refcounts. */
+int image_begin_writing(struct image *img, struct qk_error *err);
+/* Asks for a writeback when much metadata is dirty. */
+int image_throttle(struct image *img, struct qk_error *err);
+/* Points guest clusters at the new host clusters of the run; takes back what it could not link. */
+int image_link(struct image *img, uint64_t guest_cluster, struct cluster_run run,
+               struct qk_error *err);
+/* image_writev and image_zero with the range held exclusively, without looking at the disk's size. */
+int image_write_held(struct image *img, guest_off_t off, const struct iovec *iov, int iovcnt,
+                     struct qk_error *err);
+int image_zero_held(struct image *img, guest_off_t off, uint64_t len, unsigned flags,
+                    struct qk_error *err);
+/* Reads guest bytes without taking the range: the caller holds it. */
+int image_read_held(struct image *img, guest_off_t off, const struct iovec *iov, int iovcnt,
+                    struct qk_error *err);
+
+/* ---- flush.c ---- */
+/* Writes all metadata in its order; final: also the refcounts of a lazy image. */
+int image_writeback(struct image *img, bool final, struct qk_error *err);
+
+/* ---- header_io.c ---- */
+int header_io_load(struct image *img, struct qk_error *err);
+/* Writes the first sector from img->h. header_lock held. */
+int header_io_write(struct image *img, struct qk_error *err);
+
+/* ---- overlap.c ---- */
+/* INV-6: -EIO, and the image marked corrupt, when [off, off + len) hits metadata other than of
+ * the kinds in `own`. */
+int overlap_check(struct image *img, unsigned own, uint64_t off, uint64_t len,
+                  struct qk_error *err);
+/* Learns the tables of the image. */
+int overlap_load(struct image *img, struct qk_error *err);
+/* A table now lives in these clusters (kind: one of enum overlap_bit), or no longer. -ENOMEM */
+int overlap_note(struct image *img, struct cluster_run run, unsigned kind);
+void overlap_forget(struct image *img, struct cluster_run run);
+void overlap_destroy(struct image *img);
+
+/* ---- small helpers ---- */
+static inline uint64_t image_cluster_of(const struct image *img, uint64_t bytes)
+{
+    return bytes >> img->g.cluster_bits;
+}
+
+static inline uint64_t image_l1_index(const struct image *img, guest_off_t off)
+{
+    return off.v >> (img->g.cluster_bits + img->g.l2_bits);
+}
+
+static inline uint32_t image_l2_index(const struct image *img, guest_off_t off)
+{
+    return (uint32_t)(off.v >> img->g.cluster_bits) & (img->g.l2_entries - 1);
+}
+
+static inline uint64_t l1_load(const struct image *img, uint64_t index)
+{
+    return __atomic_load_n(&img->l1[index], __ATOMIC_ACQUIRE);
+}
+
+static inline void image_note_unsynced(struct image *img)
+{
+    __atomic_store_n(&img->unsynced, true, __ATOMIC_RELEASE);
+}
+
+static inline void image_note_end(struct image *img, uint64_t end_clusters)
+{
+    if (end_clusters > img->end_clusters)
+        __atomic_store_n(&img->end_clusters, end_clusters, __ATOMIC_RELAXED);
+}
+
+/* The whole disk, exclusively. */
+static inline void image_drain(struct image *img, struct range_hold *hold)
+{
+    *hold = (struct range_hold){.first = 0, .end = UINT64_MAX, .exclusive = true};
+    range_acquire(&img->ranges, hold);
+}
+
+#endif

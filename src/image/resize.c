@@ -1,0 +1,224 @@
+/*
+ * resize.c - growing the disk: a larger L1 when needed, zeroes where a longer backing file would
+ * shine through, preallocation, then the size, in one header sector. Until that sector is written
+ * the image is the old one; what was prepared for nothing is a leak at most.
+ */
+#include "image/image_int.h"
+
+#include "base/bytes.h"
+
+/* Memory for a larger L1, entries copied. */
+static int l1_enlarge(struct image *img, uint64_t count, struct qk_error *err)
+{
+    uint64_t room = round_up(count, 64);
+    uint64_t *l1 = calloc(room, sizeof(*l1)), *dirty = calloc(room / 64 / 64 + 1, sizeof(*dirty));
+    if (!l1 || !dirty) {
+        free(l1);
+        free(dirty);
+        return qk_fail_nomem(err);
+    }
+    memcpy(l1, img->l1, img->l1_count * sizeof(*l1));
+    free(img->l1);
+    free(img->l1_dirty);
+    img->l1 = l1;
+    img->l1_dirty = dirty;
+    return 0;
+}
+
+/* Writes the first `count` entries, zero-padded to whole clusters, at off. */
+static int l1_write_whole(struct image *img, uint64_t off, uint64_t count, struct qk_error *err)
+{
+    uint64_t bytes = round_up(count * 8, img->g.cluster_bytes);
+    CLEANUP_FREE uint8_t *buf = aligned_alloc(4096, round_up(bytes, 4096));
+    if (!buf)
+        return qk_fail_nomem(err);
+    memset(buf, 0, bytes);
+    for (uint64_t i = 0; i < count && i < img->l1_count; i++)
+        store_be64(buf + i * 8, img->l1[i]);
+    io_event(img->file, "l1_grow_write_table");
+    int ret = io_write(img->file, off, buf, bytes, 0, err);
+    image_note_unsynced(img);
+    return ret;
+}
+
+/* Header fields of L1 and size, together. header_lock is taken. */
+static int header_set_l1(struct image *img, uint64_t l1_off, uint32_t l1_entries, uint64_t size,
+                         struct qk_error *err)
+{
+    LOCK_SCOPE(&img->header_lock);
+    uint64_t old_off = img->h.l1_off, old_size = img->h.size_bytes;
+    uint32_t old_entries = img->h.l1_entries;
+    pthread_rwlock_wrlock(&img->tables_lock);
+    img->h.l1_off = l1_off;
+    img->h.l1_entries = l1_entries;
+    __atomic_store_n(&img->h.size_bytes, size, __ATOMIC_RELAXED);
+    pthread_rwlock_unlock(&img->tables_lock);
+    io_event(img->file, "l1_grow_activate_table");
+    int ret = header_io_write(img, err);
+    if (ret == 0)
+        ret = io_flush(img->file, err);
+    if (ret < 0) {
+        pthread_rwlock_wrlock(&img->tables_lock);
+        img->h.l1_off = old_off;
+        img->h.l1_entries = old_entries;
+        __atomic_store_n(&img->h.size_bytes, old_size, __ATOMIC_RELAXED);
+        pthread_rwlock_unlock(&img->tables_lock);
+    }
+    return ret;
+}
+
+static uint64_t l1_clusters(const struct image *img, uint64_t entries)
+{
+    return div_round_up(entries * 8, img->g.cluster_bytes);
+}
+
+/* Moves L1 to a new place with room for `count` entries. */
+static int l1_move(struct image *img, uint64_t count, struct qk_error *err)
+{
+    struct cluster_run run, old = {image_cluster_of(img, img->h.l1_off),
+                                   l1_clusters(img, img->l1_count), false};
+    io_event(img->file, "l1_grow_alloc_table");
+    pthread_mutex_lock(&img->alloc_lock);
+    int ret = alloc_exact(img, l1_clusters(img, count), &run, err);
+    pthread_mutex_unlock(&img->alloc_lock);
+    if (ret < 0)
+        return ret;
+    uint64_t off = run.first << img->g.cluster_bits;
+    ret = overlap_check(img, 0, off, run.count << img->g.cluster_bits, err);
+    if (ret == 0)
+        ret = l1_write_whole(img, off, count, err);
+    /* The new table's refcounts and content are stable before the header names it. */
+    if (ret == 0)
+        ret = image_writeback(img, true, err);
+    if (ret == 0)
+        ret = header_set_l1(img, off, (uint32_t)count, img->h.size_bytes, err);
+    if (ret < 0) {
+        /* After a failed switch the header on disk may name either table: both stay. */
+        return ret;
+    }
+    return old.count ? free_queue(img, old, err) : 0;
+}
+
+/* L1 gets room for `count` entries; the caller holds the whole disk. */
+static int l1_grow(struct image *img, uint64_t count, struct qk_error *err)
+{
+    if (count <= img->l1_count)
+        return 0;
+    if (count * 8 > QCOW2_MAX_L1_BYTES)
+        return qk_fail(err, -EFBIG, "the L1 table would exceed %u bytes: the disk is too large for "
+                       "this cluster size", QCOW2_MAX_L1_BYTES);
+    int ret = image_writeback(img, true, err);
+    if (ret == 0)
+        ret = l1_enlarge(img, count, err);
+    if (ret < 0)
+        return ret;
+    if (l1_clusters(img, count) > l1_clusters(img, img->l1_count)) {
+        ret = l1_move(img, count, err);
+    } else {
+        /* Its last cluster has room; what is there may be anything, so it is zeroed first. */
+        ret = l1_write_whole(img, img->h.l1_off, count, err);
+        if (ret == 0)
+            ret = io_flush(img->file, err);
+        if (ret == 0)
+            ret = header_set_l1(img, img->h.l1_off, (uint32_t)count, img->h.size_bytes, err);
+    }
+    if (ret == 0)
+        img->l1_count = (uint32_t)count;
+    return ret;
+}
+
+/* ---- preallocation of new guest clusters ---- */
+
+static int fill_run(struct image *img, struct cluster_run run, enum qk_prealloc prealloc,
+                    struct qk_error *err)
+{
+    uint64_t off = run.first << img->g.cluster_bits, len = run.count << img->g.cluster_bits, size;
+    int ret = overlap_check(img, 0, off, len, err);
+    if (ret == 0 && prealloc == QK_PREALLOC_FALLOC && run.fresh && img->file->can_grow) {
+        ret = io_size(img->file, &size, err);
+        if (ret == 0 && size < off)
+            ret = io_resize(img->file, off, QK_PREALLOC_OFF, err);
+        if (ret == 0 && size < off + len)
+            ret = io_resize(img->file, off + len, QK_PREALLOC_FALLOC, err);
+    } else if (ret == 0 && (!run.fresh || prealloc == QK_PREALLOC_FULL)) {
+        ret = io_zero_or_write(img->file, off, len, 0, err);
+    }
+    image_note_unsynced(img);
+    return ret;
+}
+
+/* Gives every unallocated guest cluster in [first, end) a host cluster that reads as zero. */
+static int preallocate(struct image *img, uint64_t first, uint64_t end, enum qk_prealloc prealloc,
+                       struct qk_error *err)
+{
+    int ret = 0;
+    while (first < end && ret == 0) {
+        uint64_t n = min_u64(end - first, img->g.l2_entries - (first & (img->g.l2_entries - 1)));
+        guest_off_t off = guest_off(first << img->g.cluster_bits);
+        struct cluster_run run;
+        uint64_t table;
+        ret = l2_table_writable(img, off, &table, err);
+        if (ret == 0)
+            ret = alloc_clusters(img, n, &run, err);
+        if (ret < 0)
+            break;
+        ret = fill_run(img, run, prealloc, err);
+        if (ret < 0) {
+            alloc_undo(img, run);
+            break;
+        }
+        ret = image_link(img, first, run, err);
+        if (ret == 0)
+            ret = image_throttle(img, err);
+        first += run.count;
+    }
+    return ret;
+}
+
+/* ---- the disk ---- */
+
+static int hide_backing(struct image *img, uint64_t old_size, uint64_t size, struct qk_error *err)
+{
+    uint64_t backing_size = 0;
+    int ret = img->backing ? io_size(img->backing, &backing_size, err) : 0;
+    uint64_t end = min_u64(size, backing_size);
+    if (ret < 0 || end <= old_size)
+        return ret;
+    return image_zero_held(img, guest_off(old_size), end - old_size, 0, err);
+}
+
+static int grow_held(struct image *img, uint64_t size, enum qk_prealloc prealloc,
+                     struct qk_error *err)
+{
+    uint64_t old_size = image_size(img);
+    if (prealloc != QK_PREALLOC_OFF && img->backing)
+        return qk_fail(err, -ENOTSUP, "Preallocation can't be combined with a backing file");
+    int ret = image_begin_writing(img, err);
+    if (ret == 0)
+        ret = l1_grow(img, geometry_l1_entries(&img->g, size), err);
+    if (ret == 0)
+        ret = hide_backing(img, old_size, size, err);
+    if (ret == 0 && prealloc != QK_PREALLOC_OFF)
+        ret = preallocate(img, div_round_up(old_size, img->g.cluster_bytes),
+                          div_round_up(size, img->g.cluster_bytes), prealloc, err);
+    if (ret == 0)
+        ret = image_writeback(img, false, err);
+    if (ret == 0)
+        ret = header_set_l1(img, img->h.l1_off, img->h.l1_entries, size, err);
+    return ret;
+}
+
+int image_resize(struct image *img, uint64_t size, enum qk_prealloc prealloc, unsigned flags,
+                 struct qk_error *err)
+{
+    struct range_hold hold;
+    (void)flags;
+    image_drain(img, &hold);
+    int ret = 0;
+    if (size < image_size(img))
+        ret = qk_fail(err, -ENOTSUP, "shrinking an image is not part of this version");
+    else if (size > image_size(img))
+        ret = grow_held(img, size, prealloc, err);
+    range_release(&img->ranges, &hold);
+    return ret;
+}
