@@ -261,13 +261,13 @@ static int write_table(const struct target *t, const struct layout *l, const str
 static int write_tables(const struct target *t, const struct layout *l, struct qk_error *err)
 {
     const uint64_t cluster_bytes = l->g.cluster_bytes;
+    const uint64_t l1_end = l->l2_tables ? l->l2_off : l->file_bytes;
     const struct table tables[] = {
         {l->h.reftable_off, l->h.reftable_clusters * cluster_bytes, l->refblocks * 8,
          reftable_piece},
         {l->refblocks_off, l->refblocks * cluster_bytes,
          div_round_up(l->clusters * l->g.refcount_bits, 8), refblock_piece},
-        {l->h.l1_off, round_up((uint64_t)l->h.l1_entries * 8, cluster_bytes), l->l2_tables * 8,
-         l1_piece},
+        {l->h.l1_off, l->h.l1_off ? l1_end - l->h.l1_off : 0, l->l2_tables * 8, l1_piece},
         {l->l2_off, l->l2_tables * cluster_bytes, l->data_clusters * l->g.l2_entry_bytes, l2_piece},
     };
     for (size_t i = 0; i < ARRAY_SIZE(tables); i++) {
@@ -302,10 +302,14 @@ static int start_over(struct target *t, struct qk_error *err)
     int ret = io_size(t->file, &old_bytes, err);
     if (ret < 0)
         return ret;
-    ret = t->file->can_grow ? io_resize(t->file, 0, QK_PREALLOC_OFF, err) : -ENOTSUP;
+    struct qk_error why;
+    ret = t->file->can_grow ? io_resize(t->file, 0, QK_PREALLOC_OFF, &why) : -ENOTSUP;
     t->fresh = ret == 0 && t->file->zero_init;
-    if (ret < 0 && ret != -ENOTSUP)
+    if (ret < 0 && ret != -ENOTSUP) {
+        if (err)
+            *err = why;
         return ret;
+    }
     if (!old_bytes)
         return 0;
     if (ret < 0)
