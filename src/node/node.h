@@ -2,41 +2,126 @@
  * node.h - the block graph. A node is a byte store (struct qk_io) that stands for a driver with
  * its children: the qcow2 driver over an image, raw over a file, null, blkdebug. Opening takes a
  * name or an option tree, probes the format, follows backing files as the policy allows (INV-7).
+ *
+ *     qk_disk -> qcow2 node -- file ----> file node -> file store
+ *                    |
+ *                    +------- backing --> raw node -- file --> file node -> file store
+ *
+ * Ownership goes down the arrows: closing a node closes its children. A node is used by many
+ * threads at once; opening, closing and resizing are exclusive.
  */
 #ifndef QK_NODE_NODE_H
 #define QK_NODE_NODE_H
 
 #include "image/image.h"
 #include "io/io.h"
+#include "node/options.h"
 
-#include <jansson.h>
+#include <pthread.h>
+#include <stdatomic.h>
 
-/* What every node is beside a store. `io` first, so that a node can be used as one. */
+struct node;
+struct node_driver;
+
+/* The public handle of a node, part of it. */
+struct qk_disk {
+    struct node *node;
+};
+
+/* discard=: what happens to requests that say that content is not needed. */
+enum node_discard {
+    DISCARD_FREE,  /* not said: the format frees its clusters, the file keeps its length */
+    DISCARD_UNMAP, /* the file's space is given back too */
+    DISCARD_IGNORE,
+};
+
+enum node_detect { DETECT_OFF, DETECT_ON, DETECT_UNMAP }; /* detect-zeroes= */
+
 struct node {
-    struct qk_io io;
-    struct node *file;      /* child that holds the bytes, NULL for a protocol node */
-    struct node *backing;   /* NULL: none */
-    struct qk_io *store;    /* protocol node: the store it wraps */
-    struct image *image;    /* qcow2 driver only */
-    uint32_t header_writes_denied; /* raw by probing: bytes at the start that may not be written */
-    char *format;           /* driver name */
-    char *full_name;        /* as shown to people: file name or json: */
+    struct qk_io io; /* first, so that a node can be used as a store */
+    struct qk_disk handle;
+    const struct node_driver *driver;
+    struct node *file;    /* child that holds the bytes, NULL: none */
+    struct node *backing; /* NULL: none */
+    struct qk_io *store;  /* protocols: the store that is wrapped */
+    struct image *image;  /* qcow2 only */
+    unsigned flags;       /* QK_OPEN_* as they hold for this node */
+    enum node_discard discard;
+    enum node_detect detect_zeroes;
+    atomic_uint_fast64_t size; /* guest bytes, a multiple of 512 */
+    uint64_t raw_off, raw_len; /* raw: window on the file; null: raw_len is the size */
+    bool raw_sized;            /* raw: size= was given, the window is fixed */
+    bool probed;               /* the format was found by looking at the content */
+    atomic_int sparse_file;    /* see status.c */
+    pthread_mutex_t guard;     /* raw, probed: writes to the first sector, one at a time */
+    pthread_rwlock_t cor;      /* copy-on-read: copies exclude writes */
+    struct options strong;     /* options that the name must show */
+    char *exact_name;          /* what opens this node again, NULL: needs json: */
+    char *shown_name;          /* exact_name or json:{...} */
+    char *base_name;           /* plain file at the bottom, NULL: none; names in it are relative
+                                  to this file's directory */
+    char *backing_full;        /* backing file name as resolved, NULL: none */
+    struct snapshot_list *snapshots; /* read on first demand */
 };
 
-struct node_options {
-    unsigned flags;         /* QK_OPEN_* */
+enum node_role { ROLE_DISK, ROLE_FILE, ROLE_BACKING };
+
+/* The images above the one that is being opened, the nearest first: what a loop would meet. */
+struct chain_link {
+    const struct chain_link *above;
+    const char *name;
+    uint64_t dev, ino; /* ino 0: not known */
+    unsigned depth;
+};
+
+/* What is to be opened. Strings are borrowed, opts belongs to the request. */
+struct open_request {
+    const char *name;   /* NULL: opts says it all */
+    const char *format; /* NULL: opts' "driver", else probe */
+    unsigned flags;     /* QK_OPEN_* */
+    enum node_role role;
     enum qk_policy policy;
-    json_t *tree;           /* options as a nested or flat dictionary; borrowed; or NULL */
-    const char *format;     /* NULL: probe, or the tree's "driver" */
+    const struct chain_link *above;
+    struct options opts;
 };
 
-int node_open(const char *name, const struct node_options *opts, struct node **out,
-              struct qk_error *err);
+/* Opens what req describes; takes req->opts (they are empty or freed afterwards). */
+int node_open(struct open_request *req, struct node **out, struct qk_error *err);
+/* NULL is allowed. The node is gone whatever is returned. */
 int node_close(struct node *node, struct qk_error *err);
 
-/* The public handle. */
-struct qk_disk {
-    struct node *top;
-};
+/* Permissions as QEMU locks them for a disk of this driver and these flags, applied downwards. */
+int node_lock(struct node *node, enum node_role role, struct qk_error *err);
+/* Uses IO_PERM_* `more` beyond that until the next node_lock. */
+int node_lock_also(struct node *node, enum node_role role, unsigned more, struct qk_error *err);
+
+/* exact_name, shown_name and base_name of a node whose children are open. */
+int node_set_names(struct node *node, struct qk_error *err);
+
+/* chain.c: opens the backing file that the image of `node` names, or that req->opts override. */
+int chain_open_backing(struct node *node, struct open_request *req, struct qk_error *err);
+/* Resolves the image's backing name against the node's place. *full: NULL when it has none. */
+int chain_backing_name(const struct node *node, const char *name, char **full,
+                       struct qk_error *err);
+
+/* status.c */
+int node_status(struct node *node, uint64_t off, uint64_t len, unsigned flags,
+                struct qk_extent *extent, struct qk_error *err);
+/* This layer only, flags 0 where the backing decides. */
+int node_own_status(struct node *node, uint64_t off, uint64_t len, unsigned flags,
+                    struct qk_extent *extent, struct qk_error *err);
+
+/* overlay.c: puts a temporary overlay (QK_OPEN_SNAPSHOT) on top of *top. */
+int overlay_add(struct node **top, unsigned flags, struct qk_error *err);
+
+static inline uint64_t node_size(const struct node *node)
+{
+    return atomic_load_explicit(&node->size, memory_order_relaxed);
+}
+
+static inline struct node *node_of(struct qk_io *io)
+{
+    return (struct node *)io;
+}
 
 #endif

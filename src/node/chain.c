@@ -1,0 +1,179 @@
+/*
+ * chain.c - following an image to its backing file. What an image says is not trusted (INV-7):
+ * by default only plain names of local files are opened, relative to the image's own directory;
+ * what the caller says in options ("backing.file.filename=...") is his own word and is followed.
+ *
+ * A chain that meets one of its own files again is refused with -ELOOP and the chain's names, and
+ * so is one deeper than CHAIN_DEPTH_MAX, which bounds the recursion of opening and reading.
+ */
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "node/driver.h"
+#include "node/name.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+enum { CHAIN_DEPTH_MAX = 200 };
+
+/* ---- loops ------------------------------------------------------------------------------- */
+
+static void identify(struct chain_link *link)
+{
+    struct stat st;
+    if (link->name && stat(link->name, &st) == 0) {
+        link->dev = st.st_dev;
+        link->ino = st.st_ino;
+    }
+}
+
+/* "'a' -> 'b' -> 'a'" from the topmost of the loop's images on. */
+static void describe_loop(const struct chain_link *link, const struct chain_link *again, char *buf,
+                          size_t size)
+{
+    if (link != again)
+        describe_loop(link->above, again, buf, size);
+    size_t len = strlen(buf);
+    snprintf(buf + len, size - len, "'%s' -> ", link->name);
+}
+
+/* `below` is what `link` names as its backing file. */
+static int refuse_loop(const struct chain_link *link, const char *below, struct qk_error *err)
+{
+    struct chain_link next = {.name = below};
+    if (link->depth >= CHAIN_DEPTH_MAX)
+        return qk_fail(err, -ELOOP, "The backing chain is deeper than %d images at '%s'",
+                       CHAIN_DEPTH_MAX, below);
+    identify(&next);
+    for (const struct chain_link *l = link; l; l = l->above) {
+        if (!next.ino || l->ino != next.ino || l->dev != next.dev)
+            continue;
+        char text[768] = "";
+        describe_loop(link, l, text, sizeof(text));
+        return qk_fail(err, -ELOOP, "The backing chain is a loop: %s'%s'", text, below);
+    }
+    return 0;
+}
+
+/* ---- names ------------------------------------------------------------------------------- */
+
+int chain_backing_name(const struct node *node, const char *name, char **full, struct qk_error *err)
+{
+    const char *base = node->file ? node->file->base_name : node->base_name;
+    bool relative = name[0] != '/' && !name_has_protocol(name);
+    *full = NULL;
+    if (relative && !base)
+        return qk_fail(err, -EINVAL, "Cannot use relative backing file names for '%s'",
+                       node->io.name);
+    *full = base ? name_resolve(base, name) : strdup(name);
+    return *full ? 0 : qk_fail_nomem(err);
+}
+
+/* What an image may make us open (INV-7). */
+static int check_policy(enum qk_policy policy, const char *name, const char *format,
+                        struct qk_error *err)
+{
+    static const char *const formats[] = {"raw", "qcow2", "file", "host_device"};
+    if (policy == QK_POLICY_ALL)
+        return 0;
+    if (policy == QK_POLICY_NONE)
+        return qk_fail(err, -EPERM,
+                       "The image names '%s', and no name inside an image may be "
+                       "followed here",
+                       name);
+    if (!name_is_local(name))
+        return qk_fail(err, -EPERM,
+                       "The image names '%s', which is not a plain file name, and "
+                       "other names inside an image are not followed",
+                       name);
+    for (size_t i = 0; format && driver_by_name(format) && i < ARRAY_SIZE(formats); i++) {
+        if (!strcmp(format, formats[i]))
+            return 0;
+    }
+    if (!format || !driver_by_name(format))
+        return 0; /* probed, or refused as unknown later */
+    if (driver_by_name(format)->kind == DRIVER_KNOWN_FORMAT)
+        return 0; /* refused as not supported later */
+    return qk_fail(err, -EPERM,
+                   "The image asks for driver '%s', which names inside an image may "
+                   "not do",
+                   format);
+}
+
+/* ---- opening ----------------------------------------------------------------------------- */
+
+struct backing {
+    struct open_request req;
+    struct chain_link link; /* the image that names it */
+};
+
+/* Whether the options say that there is no backing file: "backing": null, or "backing=". */
+static bool backing_disabled(struct options *opts)
+{
+    struct option *backing = options_find(opts, "backing");
+    if (!backing || *backing->value)
+        return false;
+    backing->used = true;
+    return true;
+}
+
+static int name_backing(struct node *node, struct backing *b, enum qk_policy policy,
+                        struct qk_error *err)
+{
+    const char *name = image_backing_name(node->image);
+    const char *format = image_backing_format(node->image);
+    if (options_find(&b->req.opts, "file.filename"))
+        return 0;
+    if (!name)
+        return 0;
+    int ret = check_policy(policy, name, format, err);
+    if (ret == 0)
+        ret = chain_backing_name(node, name, &node->backing_full, err);
+    if (ret == 0)
+        ret = refuse_loop(&b->link, name_strip_file(node->backing_full), err);
+    if (ret < 0)
+        return ret;
+    b->req.name = node->backing_full;
+    if (format && !options_find(&b->req.opts, "driver"))
+        b->req.format = format;
+    return 0;
+}
+
+/* Long chains of prefixes must not push the reason out of the text. */
+static int prefix_failure(struct qk_error *err, int ret)
+{
+    if (err && ret != -ELOOP && strlen(err->text) < 512)
+        qk_error_prefix(err, "Could not open backing file");
+    return ret;
+}
+
+static unsigned backing_flags(unsigned flags)
+{
+    return flags & (QK_OPEN_FORCE_SHARE | QK_OPEN_DIRECT | QK_OPEN_NO_FLUSH | QK_OPEN_CHECK);
+}
+
+int chain_open_backing(struct node *node, struct open_request *req, struct qk_error *err)
+{
+    if (backing_disabled(&req->opts) ||
+        (node->flags & (QK_OPEN_NO_BACKING | QK_OPEN_NO_IO | QK_OPEN_ZERO_TARGET)))
+        return 0;
+    struct backing b = {
+        .req = {.flags = backing_flags(node->flags), .role = ROLE_BACKING, .policy = req->policy},
+        .link = {.above = req->above, .name = node->file->base_name},
+    };
+    if (!b.link.name)
+        b.link.name = node->io.name;
+    b.link.depth = req->above ? req->above->depth + 1 : 1;
+    identify(&b.link);
+    b.req.above = &b.link;
+    int ret = options_split(&req->opts, "backing.", &b.req.opts, err);
+    if (ret == 0)
+        ret = name_backing(node, &b, req->policy, err);
+    if (ret < 0 || (!b.req.name && !b.req.opts.list.len)) {
+        options_free(&b.req.opts);
+        return prefix_failure(err, ret);
+    }
+    ret = node_open(&b.req, &node->backing, err);
+    return ret < 0 ? prefix_failure(err, ret) : 0;
+}

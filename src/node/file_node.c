@@ -1,0 +1,113 @@
+/*
+ * file_node.c - the protocols "file" and "host_device": a node over the file store, opened without
+ * locks (node_lock takes them once the driver above is known).
+ */
+#include "base/cleanup.h"
+#include "node/driver.h"
+#include "node/name.h"
+
+#include <string.h>
+
+static int parse_name(const char *name, struct options *opts, struct qk_error *err)
+{
+    if (!strncmp(name, "host_device:", 12))
+        name += 12;
+    return options_set(opts, "filename", name_strip_file(name), OPTION_TEXT, err);
+}
+
+/* locking=auto takes locks wherever the system has them, which is what "on" does too. */
+static int take_locking(struct open_request *req, bool *locking, struct qk_error *err)
+{
+    const char *text = options_take(&req->opts, "locking");
+    *locking = true;
+    if (!text || !strcmp(text, "auto"))
+        return 0;
+    int on = option_parse_bool(text);
+    if (on < 0)
+        return qk_fail(err, -EINVAL, "Parameter 'locking' does not accept value '%s'", text);
+    *locking = on;
+    return 0;
+}
+
+/* Choices between ways of doing the same I/O: checked, then left to the store. */
+static int take_ignored(struct open_request *req, struct qk_error *err)
+{
+    const char *aio = options_take(&req->opts, "aio");
+    if (aio && strcmp(aio, "threads") && strcmp(aio, "native") && strcmp(aio, "io_uring"))
+        return qk_fail(err, -EINVAL, "Parameter 'aio' does not accept value '%s'", aio);
+    bool unused = false;
+    uint64_t number = 0;
+    int ret = options_take_bool(&req->opts, "drop-cache", &unused, err);
+    if (ret == 0)
+        ret = options_take_bool(&req->opts, "x-check-cache-dropped", &unused, err);
+    if (ret == 0)
+        ret = options_take_size(&req->opts, "aio-max-batch", &number, err);
+    return ret;
+}
+
+static int file_node_open(struct node *node, struct open_request *req, struct qk_error *err)
+{
+    const char *filename = options_take(&req->opts, "filename");
+    if (!filename || !*filename)
+        return qk_fail(err, -EINVAL, "The '%s' block driver requires a file name",
+                       node->driver->name);
+    struct io_file_options file = {
+        .writable = node->flags & QK_OPEN_RDWR,
+        .direct = node->flags & QK_OPEN_DIRECT,
+        .no_flush = node->flags & QK_OPEN_NO_FLUSH,
+        .shared = IO_PERM_ALL,
+    };
+    int ret = take_locking(req, &file.locking, err);
+    if (ret == 0)
+        ret = take_ignored(req, err);
+    if (ret == 0)
+        ret = io_file_open(filename, &file, &node->store, err);
+    if (ret < 0)
+        return ret;
+    if (node->driver == &host_device_driver && node->store->can_grow)
+        return qk_fail(err, -EINVAL, "'host_device' driver requires '%s' to be a block device",
+                       filename);
+    node->io.name = node->store->name;
+    node->io.alignment = node->store->alignment;
+    node->io.can_grow = node->store->can_grow;
+    node->io.zero_init = node->store->zero_init;
+    return 0;
+}
+
+static const struct qk_io_ops file_node_ops = {
+    .name = "file",
+    .preadv = pass_preadv,
+    .pwritev = pass_pwritev,
+    .zero = pass_zero,
+    .discard = pass_discard,
+    .flush = pass_flush,
+    .size = pass_size,
+    .resize = pass_resize,
+    .status = pass_status,
+    .allocated = pass_allocated,
+    .event = pass_event,
+    .set_perm = pass_set_perm,
+    .close = node_io_close,
+};
+
+static const char *const file_strong[] = {"filename", NULL};
+
+const struct node_driver file_driver = {
+    .name = "file",
+    .kind = DRIVER_PROTOCOL,
+    .prefix = "file",
+    .strong = file_strong,
+    .parse_name = parse_name,
+    .open = file_node_open,
+    .ops = &file_node_ops,
+};
+
+const struct node_driver host_device_driver = {
+    .name = "host_device",
+    .kind = DRIVER_PROTOCOL,
+    .prefix = "host_device",
+    .strong = file_strong,
+    .parse_name = parse_name,
+    .open = file_node_open,
+    .ops = &file_node_ops,
+};

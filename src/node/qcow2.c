@@ -1,0 +1,191 @@
+/*
+ * qcow2.c - the format "qcow2": a node over an open image (src/image) and its backing file. An
+ * image that was not closed properly is repaired when it is opened for writing, one that is marked
+ * corrupt is not opened for writing at all; QK_OPEN_CHECK lifts both for those who look for damage.
+ */
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "check/check.h"
+#include "node/driver.h"
+#include "node/qcow2_options.h"
+#include "node/snapshots.h"
+
+#include <string.h>
+
+/* What QEMU does on open: both kinds of repair, and no use of an image that stays damaged. */
+static int repair_dirty(struct node *node, struct image_options opts, struct qk_error *err)
+{
+    opts.for_check = true;
+    int ret = image_open(&node->file->io, &opts, &node->image, err);
+    if (ret < 0)
+        return ret;
+    struct qk_check_options check = QK_CHECK_OPTIONS_INIT;
+    struct qk_check_result result = QK_CHECK_RESULT_INIT;
+    check.fix = QK_FIX_LEAKS | QK_FIX_ERRORS;
+    ret = check_image(node->image, &check, &result, err);
+    if (ret == 0 && (result.check_errors || result.corruptions))
+        ret = qk_fail(err, -EIO, "the repair left errors behind");
+    struct image *img = node->image;
+    node->image = NULL;
+    if (ret < 0) {
+        image_abandon(img);
+        return qk_error_prefix(err, "Could not repair dirty image");
+    }
+    return image_close(img, err);
+}
+
+static bool has_bits(const struct node *node, uint64_t bits)
+{
+    return image_header(node->image)->incompatible & bits;
+}
+
+static int open_image(struct node *node, const struct image_options *opts, struct qk_error *err)
+{
+    int ret = image_open(&node->file->io, opts, &node->image, err);
+    if (ret < 0 || !opts->writable || opts->for_check)
+        return ret;
+    if (has_bits(node, INCOMPAT_CORRUPT))
+        return qk_fail(err, -EACCES, "qcow2: Image is corrupt; cannot be opened read/write");
+    if (!image_needs_repair(node->image))
+        return 0;
+    image_abandon(TAKE(node->image));
+    ret = repair_dirty(node, *opts, err);
+    return ret == 0 ? image_open(&node->file->io, opts, &node->image, err) : ret;
+}
+
+static int qcow2_open(struct node *node, struct open_request *req, struct qk_error *err)
+{
+    struct image_options opts = {
+        .writable = node->flags & QK_OPEN_RDWR,
+        .for_check = node->flags & QK_OPEN_CHECK,
+    };
+    int ret = qcow2_take_options(node, &req->opts, &opts, err);
+    if (ret == 0)
+        ret = open_image(node, &opts, err);
+    if (ret < 0)
+        return ret;
+    node->io.name = node->file->io.name;
+    node->io.can_grow = false;
+    ret = chain_open_backing(node, req, err);
+    if (ret == 0 && node->backing)
+        image_set_backing(node->image, &node->backing->io);
+    return ret;
+}
+
+static int qcow2_release(struct node *node, struct qk_error *err)
+{
+    snapshots_free(node->snapshots);
+    struct image *img = TAKE(node->image);
+    if (!img)
+        return 0;
+    if (node->flags & QK_OPEN_RDWR)
+        return image_close(img, err);
+    image_abandon(img);
+    return 0;
+}
+
+/* ---- I/O: the guest's range ends at the disk's end, reads beyond it are zero -------------- */
+
+static int read_across_end(struct node *node, uint64_t off, const struct iovec *iov, int iovcnt,
+                           struct qk_error *err)
+{
+    uint64_t size = image_size(node->image), len = iov_total(iov, iovcnt);
+    uint64_t inside = off < size ? size - off : 0;
+    iov_zero(iov, iovcnt, (size_t)inside, (size_t)(len - inside));
+    if (!inside)
+        return 0;
+    CLEANUP_FREE struct iovec *head = calloc((size_t)iovcnt, sizeof(*head));
+    if (!head)
+        return qk_fail_nomem(err);
+    int count = iov_slice(iov, iovcnt, 0, (size_t)inside, head);
+    return image_readv(node->image, guest_off(off), head, count, err);
+}
+
+static int qcow2_preadv(struct qk_io *io, uint64_t off, const struct iovec *iov, int iovcnt,
+                        struct qk_error *err)
+{
+    struct node *node = node_of(io);
+    if (range_within(off, iov_total(iov, iovcnt), image_size(node->image)))
+        return image_readv(node->image, guest_off(off), iov, iovcnt, err);
+    return read_across_end(node, off, iov, iovcnt, err);
+}
+
+static int check_range(struct node *node, uint64_t off, uint64_t len, struct qk_error *err)
+{
+    if (range_within(off, len, image_size(node->image)))
+        return 0;
+    return qk_fail_errno(err, -ENOSPC, "write past the end of the disk");
+}
+
+static int qcow2_pwritev(struct qk_io *io, uint64_t off, const struct iovec *iov, int iovcnt,
+                         unsigned flags, struct qk_error *err)
+{
+    struct node *node = node_of(io);
+    int ret = check_range(node, off, iov_total(iov, iovcnt), err);
+    return ret < 0 ? ret : image_writev(node->image, guest_off(off), iov, iovcnt, flags, err);
+}
+
+static int qcow2_zero(struct qk_io *io, uint64_t off, uint64_t len, unsigned flags,
+                      struct qk_error *err)
+{
+    struct node *node = node_of(io);
+    int ret = check_range(node, off, len, err);
+    return ret < 0 ? ret : image_zero(node->image, guest_off(off), len, flags, err);
+}
+
+static int qcow2_discard(struct qk_io *io, uint64_t off, uint64_t len, struct qk_error *err)
+{
+    struct node *node = node_of(io);
+    int ret = check_range(node, off, len, err);
+    return ret < 0 ? ret : image_discard(node->image, guest_off(off), len, err);
+}
+
+static int qcow2_flush(struct qk_io *io, struct qk_error *err)
+{
+    return io->writable ? image_flush(node_of(io)->image, err) : 0;
+}
+
+static int qcow2_size(struct qk_io *io, uint64_t *size, struct qk_error *err)
+{
+    (void)err;
+    *size = image_size(node_of(io)->image);
+    return 0;
+}
+
+static int qcow2_resize(struct qk_io *io, uint64_t size, enum qk_prealloc prealloc,
+                        struct qk_error *err)
+{
+    return image_resize(node_of(io)->image, size, prealloc, QK_RESIZE_SHRINK, err);
+}
+
+/* As a store the node shows its whole chain: what lies above it has no other way to see it. */
+static int qcow2_status(struct qk_io *io, uint64_t off, uint64_t len, unsigned flags,
+                        struct qk_extent *extent, struct qk_error *err)
+{
+    return node_status(node_of(io), off, len, flags, extent, err);
+}
+
+static const struct qk_io_ops qcow2_ops = {
+    .name = "qcow2",
+    .preadv = qcow2_preadv,
+    .pwritev = qcow2_pwritev,
+    .zero = qcow2_zero,
+    .discard = qcow2_discard,
+    .flush = qcow2_flush,
+    .size = qcow2_size,
+    .resize = qcow2_resize,
+    .status = qcow2_status,
+    .allocated = pass_allocated,
+    .event = pass_event,
+    .set_perm = pass_set_perm,
+    .close = node_io_close,
+};
+
+const struct node_driver qcow2_driver = {
+    .name = "qcow2",
+    .kind = DRIVER_FORMAT,
+    .metadata = true,
+    .open = qcow2_open,
+    .release = qcow2_release,
+    .ops = &qcow2_ops,
+};
