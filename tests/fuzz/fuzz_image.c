@@ -1,0 +1,159 @@
+/*
+ * fuzz_image.c - takes bytes as an image and does with them what a user would: open, map, read,
+ * check; then write to a copy, and repair another. Relies on the memory store only, so nothing
+ * outside is touched. Linked with libFuzzer, or with driver.c as a plain test.
+ *
+ * Promises that are tested beside "no crash": an extent is never empty nor outside the disk, a
+ * check does not change a byte, and what a repair calls clean is clean when looked at again.
+ */
+#include "check/check.h"
+#include "fuzz.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_INPUT = 1 << 20, MAX_EXTENTS = 200, READ_BYTES = 1 << 16, GROWTH = 4 << 20 };
+
+static void promise(bool held, const char *what)
+{
+    if (held)
+        return;
+    fprintf(stderr, "promise broken: %s\n", what);
+    abort();
+}
+
+/* A store with the bytes and an image open on it; NULL when it cannot be opened. */
+struct opened {
+    struct qk_io *file;
+    struct image *img;
+};
+
+static bool open_bytes(struct opened *o, const uint8_t *data, size_t size,
+                       const struct image_options *opts)
+{
+    struct qk_error err = {0};
+
+    o->img = NULL;
+    promise(io_mem_open(data, size, size + GROWTH, &o->file, NULL) == 0, "memory store opens");
+    if (image_open(o->file, opts, &o->img, &err) == 0)
+        return true;
+    promise(err.code > 0 && err.text[0], "a refusal has a code and a text");
+    io_close(o->file, NULL);
+    return false;
+}
+
+static void close_bytes(struct opened *o)
+{
+    image_abandon(o->img);
+    io_close(o->file, NULL);
+}
+
+static void read_at(struct image *img, uint64_t off, uint64_t len, uint8_t *buf)
+{
+    struct iovec iov = {buf, len < READ_BYTES ? len : READ_BYTES};
+
+    image_readv(img, guest_off(off), &iov, 1, NULL);
+}
+
+/* Walks the map, reading where it stops; then the end of the disk. */
+static void read_pass(const uint8_t *data, size_t size)
+{
+    const struct image_options opts = {.lazy_refcounts = -1, .overlap = OVERLAP_CACHED};
+    struct opened o;
+
+    if (!open_bytes(&o, data, size, &opts))
+        return;
+    uint8_t *buf = malloc(READ_BYTES);
+    uint64_t end = image_size(o.img), off = 0;
+    for (int i = 0; i < MAX_EXTENTS && off < end; i++) {
+        struct qk_extent e;
+        if (image_status(o.img, guest_off(off), end - off, &e, NULL) < 0)
+            break;
+        promise(e.off == off && e.len > 0 && e.len <= end - off, "an extent lies in its range");
+        read_at(o.img, off, e.len, buf);
+        off += e.len;
+    }
+    if (end > READ_BYTES)
+        read_at(o.img, end - READ_BYTES, READ_BYTES, buf);
+    free(buf);
+    close_bytes(&o);
+}
+
+static int check_bytes(struct opened *o, unsigned fix, struct qk_check_result *result)
+{
+    struct qk_check_options opts = QK_CHECK_OPTIONS_INIT;
+
+    opts.fix = fix;
+    opts.threads = 1;
+    *result = (struct qk_check_result)QK_CHECK_RESULT_INIT;
+    return check_image(o->img, &opts, result, NULL);
+}
+
+static void check_pass(const uint8_t *data, size_t size)
+{
+    const struct image_options opts = {.for_check = true, .lazy_refcounts = -1};
+    struct qk_check_result result;
+    struct opened o;
+    size_t len;
+
+    if (!open_bytes(&o, data, size, &opts))
+        return;
+    check_bytes(&o, 0, &result);
+    const uint8_t *now = io_mem_data(o.file, &len);
+    promise(len == size && memcmp(now, data, size) == 0, "a check changes nothing");
+    close_bytes(&o);
+}
+
+/* Writes of all kinds; what they do to a damaged image is not judged here. */
+static void write_pass(const uint8_t *data, size_t size)
+{
+    const struct image_options opts = {
+        .writable = true, .lazy_refcounts = -1, .overlap = OVERLAP_CACHED};
+    struct opened o;
+
+    if (!open_bytes(&o, data, size, &opts))
+        return;
+    uint64_t end = image_size(o.img);
+    if (!image_needs_repair(o.img) && end > 20000) {
+        static uint8_t bytes[7000];
+        struct iovec iov = {bytes, sizeof(bytes)};
+        memset(bytes, 0x5a, sizeof(bytes));
+        image_writev(o.img, guest_off(300), &iov, 1, 0, NULL);
+        image_writev(o.img, guest_off(end - sizeof(bytes)), &iov, 1, 0, NULL);
+        image_zero(o.img, guest_off(1000), 9000, IO_ZERO_UNMAP, NULL);
+        image_flush(o.img, NULL);
+        image_discard(o.img, guest_off(0), 16384, NULL);
+        image_writev(o.img, guest_off(end / 2), &iov, 1, 0, NULL);
+        image_flush(o.img, NULL);
+    }
+    close_bytes(&o);
+}
+
+static void repair_pass(const uint8_t *data, size_t size)
+{
+    const struct image_options opts = {.writable = true, .for_check = true, .lazy_refcounts = -1};
+    struct qk_check_result first, second;
+    struct opened o;
+
+    if (!open_bytes(&o, data, size, &opts))
+        return;
+    int ret = check_bytes(&o, QK_FIX_LEAKS | QK_FIX_ERRORS, &first);
+    if (ret == 0 && first.corruptions + first.leaks + first.check_errors == 0) {
+        promise(check_bytes(&o, 0, &second) == 0, "a repaired image can be checked");
+        promise(second.corruptions + second.leaks + second.check_errors == 0,
+                "a repaired image is clean");
+    }
+    close_bytes(&o);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    if (size > MAX_INPUT)
+        return 0;
+    read_pass(data, size);
+    check_pass(data, size);
+    write_pass(data, size);
+    repair_pass(data, size);
+    return 0;
+}
