@@ -386,7 +386,7 @@ static int write_header_rest(const struct target *t, const struct layout *l, con
                              struct qk_error *err)
 {
     size_t end = l->g.cluster_bytes;
-    while (t->fresh && end > SECTOR_BYTES && !cluster[end - 1])
+    while (t->fresh && !l->l2_tables && end > SECTOR_BYTES && !cluster[end - 1])
         end--;
     if (end == SECTOR_BYTES)
         return 0;

@@ -115,6 +115,8 @@ static int collect(struct image *img, struct writeback *wb, bool with_refcounts,
     pthread_mutex_lock(&img->alloc_lock);
     wb->frees = img->queued_frees;
     img->queued_frees = (struct cluster_run_vec){0};
+    /* The old table is among the frees: it may go only when the header names the new one. */
+    with_refcounts |= img->reftable.moved;
     int ret = collect_l1(img, wb);
     pthread_mutex_unlock(&img->alloc_lock);
     if (ret < 0)
