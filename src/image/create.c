@@ -292,6 +292,17 @@ static int clear_old_data(const struct target *t, struct layout *l, enum qk_prea
     return io_zero_or_write(t->file, l->data_off, bytes, 0, err);
 }
 
+/* A store that cannot grow has to be large enough; told before anything in it is touched. */
+static int check_room(struct qk_io *file, const struct layout *l, struct qk_error *err)
+{
+    uint64_t have;
+    int ret = file->can_grow ? 0 : io_size(file, &have, err);
+    if (ret < 0 || file->can_grow || have >= l->file_bytes)
+        return ret;
+    return qk_fail(err, -ENOSPC, "The image needs %" PRIu64 " bytes, but there are only %" PRIu64,
+                   l->file_bytes, have);
+}
+
 /*
  * Gets rid of the old content, or at least of its header, and learns what the store can do. An
  * old header must be gone for good before its tables are overwritten.
@@ -323,19 +334,13 @@ static int reserve(const struct target *t, const struct layout *l, enum qk_preal
                    struct qk_error *err)
 {
     enum qk_prealloc mode = prealloc == QK_PREALLOC_METADATA ? QK_PREALLOC_OFF : prealloc;
-    if (t->fresh) {
-        /* what is written anyway needs no zeroes below it */
-        int ret = mode == QK_PREALLOC_FULL && l->l2_tables
-                      ? io_resize(t->file, l->data_off, QK_PREALLOC_OFF, err)
-                      : 0;
-        return ret < 0 ? ret : io_resize(t->file, l->file_bytes, mode, err);
-    }
-    uint64_t have;
-    int ret = io_size(t->file, &have, err);
-    if (ret < 0 || t->file->can_grow || have >= l->file_bytes)
-        return ret;
-    return qk_fail(err, -ENOSPC, "The image needs %" PRIu64 " bytes, but there are only %" PRIu64,
-                   l->file_bytes, have);
+    if (!t->fresh)
+        return 0;
+    /* what is written anyway needs no zeroes below it */
+    int ret = mode == QK_PREALLOC_FULL && l->l2_tables
+                  ? io_resize(t->file, l->data_off, QK_PREALLOC_OFF, err)
+                  : 0;
+    return ret < 0 ? ret : io_resize(t->file, l->file_bytes, mode, err);
 }
 
 /* A store that grows by writes only: its last byte decides the length. */
@@ -437,6 +442,8 @@ int image_create(struct qk_io *file, const struct create_params *params, struct 
         return qk_fail_nomem(err);
     struct target t = {.file = file, .buf = piece};
     ret = make_header(params, &l, header, err);
+    if (ret == 0)
+        ret = check_room(file, &l, err);
     if (ret == 0)
         ret = write_body(&t, &l, params->prealloc, header, err);
     return ret < 0 ? ret : write_header_sector(file, header, err);
