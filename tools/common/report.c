@@ -52,7 +52,8 @@ const char *error_text(const struct qk_error *err)
 {
     static _Thread_local char line[sizeof(err->text) + sizeof(err->file) + 128];
     const char *text = err->text[0] ? err->text : strerror(err->code);
-    if (err->structure[0] && err->offset != QK_OFFSET_NONE)
+    /* the start of the file is where any image begins: no news */
+    if (err->structure[0] && err->offset && err->offset != QK_OFFSET_NONE)
         snprintf(line, sizeof(line), "%s (%s at offset %#llx%s%s)", text, err->structure,
                  (unsigned long long)err->offset, err->file[0] ? " of " : "", err->file);
     else

@@ -111,12 +111,24 @@ static int refuse_unwanted(const struct resize *resize, uint64_t current, uint64
     return 0;
 }
 
+/* QEMU counts a qcow2 disk in sectors: it would not show the end of one that is no whole sector. */
+static int refuse_part_sector(struct qk_disk *disk, uint64_t total)
+{
+    struct qk_info info = QK_INFO_INIT;
+    if (total % 512 == 0 || qk_disk_info(disk, &info, NULL) || strcmp(info.format, "qcow2"))
+        return 0;
+    report_error("The new size must be a multiple of 512");
+    return -EINVAL;
+}
+
 static int resize_disk(const struct resize *resize, struct qk_disk *disk)
 {
     uint64_t current = qk_disk_size(disk), total;
     int ret = new_size(resize, current, &total);
     if (!ret)
         ret = refuse_unwanted(resize, current, total);
+    if (!ret)
+        ret = refuse_part_sector(disk, total);
     if (ret)
         return ret;
     struct qk_error err = {0};
