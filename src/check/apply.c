@@ -1,0 +1,148 @@
+/*
+ * apply.c - the plan's writes in place: entries whose repair needs no decision, and refcounts. Each
+ * step is safe on its own (INV-8): dropped entries are stable before the refcounts that they
+ * justified go down, and refcounts go up before any goes down (INV-1). Only blocks that nothing
+ * else uses are written (INV-6).
+ */
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "check/internal.h"
+
+#include <string.h>
+
+int write_changed(struct check *c, const struct table_write *w, struct qk_error *err)
+{
+    const uint8_t *old = w->old, *new = w->new;
+    size_t first = 0, end = w->bytes;
+    while (first < end && old[first] == new[first])
+        first++;
+    while (end > first && old[end - 1] == new[end - 1])
+        end--;
+    if (first == end)
+        return 0;
+    return io_write(c->file, w->off + first, new + first, end - first, 0, err);
+}
+
+/* ---- entries ---- */
+
+static int stray_words(struct check *c, const uint64_t *words, size_t n, const struct root *piece,
+                       struct qk_error *err)
+{
+    static const uint64_t zero;
+    for (size_t i = 0; i < n; i++) {
+        if (!words[i] || l1_entry_host(words[i]))
+            continue;
+        uint64_t off = piece->off + i * 8;
+        const struct finding f = {PROBLEM_L1_STRAY, off, QK_OFFSET_NONE, 0, words[i]};
+        uint64_t index = (off - c->h->l1_off) / 8;
+        /* Other users of this cluster would see the write too. */
+        if (refmap_count(&c->refs, off >> c->g->cluster_bits) > piece->times) {
+            sink_declined(&c->sink, &f, index, words[i]);
+            continue;
+        }
+        int ret = io_write(c->file, off, &zero, sizeof(zero), 0, err);
+        if (ret < 0)
+            return ret;
+        sink_repaired(&c->sink, &f, index, words[i]);
+        if (index < c->l1_entries)
+            c->l1[index] = 0;
+    }
+    return 0;
+}
+
+static int edit_l1(struct check *c, struct qk_error *err)
+{
+    uint64_t active[] = {c->h->l1_off, (uint64_t)c->l1_entries * 8};
+    struct u64_vec ranges = {active, 2, 2};
+    struct sweep sweep = {&ranges, PROBLEM_L1_UNREADABLE, stray_words};
+    int ret = sweep_ranges(c, &sweep, err);
+    sweep.ranges = &c->snapshot_l1;
+    return ret < 0 ? ret : sweep_ranges(c, &sweep, err);
+}
+
+static int edit_l2(struct check *c, struct qk_error *err)
+{
+    CLEANUP_FREE void *buf = malloc(2 * (size_t)c->g->cluster_bytes);
+    if (!buf)
+        return qk_fail_nomem(err);
+    for (size_t i = 0; i < c->tables.len; i++) {
+        struct l2_table *t = &c->tables.ptr[i];
+        if ((t->flags & (L2_BAD | L2_UNREAD)) != L2_BAD)
+            continue;
+        int ret = table_edit(c, t, buf, err);
+        if (ret < 0)
+            return ret;
+    }
+    return 0;
+}
+
+int apply_edits(struct check *c, struct qk_error *err)
+{
+    int ret = c->actions & ACT_EDIT_L1 ? edit_l1(c, err) : 0;
+    if (ret == 0 && (c->actions & ACT_EDIT_L2))
+        ret = edit_l2(c, err);
+    if (ret == 0 && (c->actions & (ACT_EDIT_L1 | ACT_EDIT_L2)))
+        ret = io_flush(c->file, err);
+    return ret;
+}
+
+/* ---- refcounts ---- */
+
+static void announce(struct check *c, uint64_t b, uint64_t cluster, uint64_t stored,
+                     uint64_t target)
+{
+    enum problem_id id = stored > target ? PROBLEM_REFCOUNT_HIGH
+                         : stored        ? PROBLEM_REFCOUNT_LOW
+                                         : PROBLEM_REFCOUNT_ZERO;
+    const struct finding f = {id, c->reftable.ptr[b], QK_OFFSET_NONE, target, stored};
+    sink_repaired(&c->sink, &f, cluster, stored, target);
+}
+
+/* One block, raised or lowered. What will change is announced with the raise, in order. */
+static int apply_block(struct check *c, uint64_t b, uint8_t *old, bool raise, struct qk_error *err)
+{
+    uint8_t *new = old + c->g->cluster_bytes;
+    uint64_t first = b * block_clusters(c);
+    uint64_t n = min_u64(block_clusters(c), c->clusters - first);
+    int ret = io_read(c->file, c->reftable.ptr[b], old, c->g->cluster_bytes, err);
+    if (ret < 0)
+        return ret;
+    memcpy(new, old, c->g->cluster_bytes);
+    for (uint64_t i = 0; i < n; i++) {
+        uint64_t stored = c->ops->get(old, i), target = plan_target(c, first + i, stored);
+        if (target == stored)
+            continue;
+        if (raise)
+            announce(c, b, first + i, stored, target);
+        if (raise == (target > stored))
+            c->ops->set(new, i, target);
+    }
+    const struct table_write w = {c->reftable.ptr[b], c->g->cluster_bytes, old, new};
+    return write_changed(c, &w, err);
+}
+
+static int apply_blocks(struct check *c, bool raise, struct qk_error *err)
+{
+    CLEANUP_FREE uint8_t *buf = malloc(2 * (size_t)c->g->cluster_bytes);
+    if (!buf)
+        return qk_fail_nomem(err);
+    for (uint64_t b = 0; b < c->reftable.len; b++) {
+        if (!(c->blocks[b] & BLOCK_MISMATCH) || block_state(c, b) != BLOCK_GOOD)
+            continue;
+        int ret = apply_block(c, b, buf, raise, err);
+        if (ret < 0)
+            return ret;
+    }
+    return io_flush(c->file, err);
+}
+
+int apply_refcounts(struct check *c, struct qk_error *err)
+{
+    if (!(c->actions & (ACT_RAISE | ACT_LOWER)))
+        return 0;
+    int ret = apply_blocks(c, true, err);
+    if (ret == 0 && (c->actions & ACT_LOWER))
+        ret = apply_blocks(c, false, err);
+    return ret;
+}

@@ -1,0 +1,269 @@
+/*
+ * compare.c - phase 5: the counted references against the refcount blocks, block by block on
+ * several threads, sixteen clusters at a time where all of them have the same count. Blocks that
+ * differ are only marked; the report reads them again, in order. Refcounts of clusters past the end
+ * of the file are not looked at.
+ */
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "check/internal.h"
+
+#include <string.h>
+
+#define NIBBLE_ONES UINT64_C(0x1111111111111111)
+
+uint64_t reference_of(const struct check *c, uint64_t cluster)
+{
+    return min_u64(refmap_count(&c->refs, cluster), c->g->refcount_max);
+}
+
+/* ---- the fast look ---- */
+
+void patterns_init(const struct check *c, struct patterns *p)
+{
+    memset(p, 0, sizeof(*p));
+    p->group_bytes = (size_t)c->g->refcount_bits * REFMAP_GROUP / 8;
+    for (unsigned v = 0; v < 4; v++) {
+        for (unsigned i = 0; i < REFMAP_GROUP; i++)
+            c->ops->set(p->bytes[v], i, min_u64(v, c->g->refcount_max));
+    }
+}
+
+int group_value(const struct check *c, uint64_t first, uint64_t *word)
+{
+    if (!refmap_group(&c->refs, first, word))
+        return -1;
+    uint64_t counts = (*word >> REF_MARK_BITS) & (NIBBLE_ONES * 3);
+    unsigned value = counts & 3;
+    return counts != NIBBLE_ONES * value || value > c->g->refcount_max ? -1 : (int)value;
+}
+
+/* One block under comparison. bytes NULL: all refcounts are zero. */
+struct look {
+    const struct check *c;
+    const struct patterns *p;
+    const uint8_t *bytes;
+    uint64_t first, count; /* its clusters */
+    bool mismatch, suspect;
+    uint64_t highest;
+};
+
+/* The marks of a cluster fit a refcount that equals its count. */
+static bool marks_fit(uint64_t count, unsigned marks)
+{
+    return count == 1 ? !(marks & REF_PLAIN) : !(marks & REF_COPIED);
+}
+
+static void look_closely(struct look *l, uint64_t i, uint64_t n)
+{
+    const struct check *c = l->c;
+    for (uint64_t end = i + n; i < end; i++) {
+        uint64_t cluster = l->first + i, count = refmap_count(&c->refs, cluster);
+        uint64_t stored = l->bytes ? c->ops->get(l->bytes, i) : 0;
+        if (stored != count)
+            l->mismatch = true;
+        if (stored | count)
+            l->highest = cluster + 1;
+        if (!marks_fit(count, refmap_marks(&c->refs, cluster)))
+            l->suspect = true;
+    }
+}
+
+/* True when the group is uniform and equal, which is nearly always. */
+static bool look_group(struct look *l, uint64_t i)
+{
+    uint64_t word;
+    int value = group_value(l->c, l->first + i, &word);
+    if (value < 0 || (word & (NIBBLE_ONES * (value == 1 ? REF_PLAIN : REF_COPIED))))
+        return false;
+    size_t bytes = l->p->group_bytes;
+    if (l->bytes ? memcmp(l->bytes + i / REFMAP_GROUP * bytes, l->p->bytes[value], bytes) != 0
+                 : value != 0)
+        return false;
+    if (value)
+        l->highest = l->first + i + REFMAP_GROUP;
+    return true;
+}
+
+static void look_block(struct look *l)
+{
+    for (uint64_t i = 0; i < l->count; i += REFMAP_GROUP) {
+        uint64_t n = min_u64(REFMAP_GROUP, l->count - i);
+        if (n < REFMAP_GROUP || !look_group(l, i))
+            look_closely(l, i, n);
+    }
+}
+
+/* ---- many blocks ---- */
+
+#define BATCH_BYTES (UINT64_C(1) << 20)
+
+static uint64_t batch_blocks(const struct check *c)
+{
+    return max_u64(1, BATCH_BYTES >> c->g->cluster_bits);
+}
+
+static void unreadable(struct check *c, uint64_t b)
+{
+    LOCK_SCOPE(&c->lock);
+    c->blocks[b] = BLOCK_BAD | BLOCK_COUNTED;
+    const struct finding f = {PROBLEM_REFBLOCK_UNREADABLE, c->reftable.ptr[b], QK_OFFSET_NONE, 0,
+                              0};
+    sink_found(&c->sink, &f, b, c->reftable.ptr[b]);
+}
+
+static void compare_block(struct look *l, struct check *c, uint64_t b)
+{
+    l->first = b * block_clusters(c);
+    l->count = min_u64(block_clusters(c), c->clusters - l->first);
+    l->mismatch = false;
+    look_block(l);
+    if (l->mismatch && b < c->reftable.len)
+        c->blocks[b] |= BLOCK_MISMATCH;
+    else if (l->mismatch)
+        c->tail_mismatch = true;
+}
+
+static void note_look(struct check *c, const struct look *l)
+{
+    LOCK_SCOPE(&c->lock);
+    c->copied_suspect |= l->suspect;
+    c->highest = max_u64(c->highest, l->highest);
+}
+
+static int compare_batch(struct check *c, uint64_t item, void *scratch, struct qk_error *err)
+{
+    struct patterns patterns;
+    patterns_init(c, &patterns);
+    struct look l = {.c = c, .p = &patterns};
+    uint64_t b = item * batch_blocks(c), end = min_u64(b + batch_blocks(c), c->reftable.len);
+    for (; b < end && b * block_clusters(c) < c->clusters; b++) {
+        enum block_state state = block_state(c, b);
+        l.bytes = state == BLOCK_GOOD ? scratch : NULL;
+        if (state == BLOCK_GOOD &&
+            io_read(c->file, c->reftable.ptr[b], scratch, c->g->cluster_bytes, NULL) < 0) {
+            unreadable(c, b);
+            state = BLOCK_BAD;
+        }
+        if (state != BLOCK_BAD)
+            compare_block(&l, c, b);
+    }
+    note_look(c, &l);
+    return progress_add(c, batch_blocks(c), err);
+}
+
+/* Clusters behind what the refcount table covers: all their refcounts are zero. */
+static void compare_tail(struct check *c)
+{
+    struct patterns patterns;
+    patterns_init(c, &patterns);
+    struct look l = {.c = c, .p = &patterns};
+    uint64_t b = block_next(c, c->reftable.len);
+    for (; b != UINT64_MAX; b = block_next(c, b + 1))
+        compare_block(&l, c, b);
+    note_look(c, &l);
+}
+
+/* ---- the report ---- */
+
+static void report_cluster(struct check *c, uint64_t b, uint64_t cluster, uint64_t stored)
+{
+    uint64_t reference = reference_of(c, cluster);
+    uint64_t off = b < c->reftable.len && c->reftable.ptr[b] ? c->reftable.ptr[b] : QK_OFFSET_NONE;
+    if (refmap_count(&c->refs, cluster) > reference) {
+        const struct finding f = {PROBLEM_REFCOUNT_OVERFLOW, off, QK_OFFSET_NONE,
+                                  refmap_count(&c->refs, cluster), stored};
+        sink_found(&c->sink, &f, cluster << c->g->cluster_bits);
+    }
+    if (stored == reference)
+        return;
+    enum problem_id id = stored > reference ? PROBLEM_REFCOUNT_HIGH
+                         : stored           ? PROBLEM_REFCOUNT_LOW
+                                            : PROBLEM_REFCOUNT_ZERO;
+    const struct finding f = {id, off, QK_OFFSET_NONE, reference, stored};
+    sink_found(&c->sink, &f, cluster, stored, reference);
+}
+
+static int report_block(struct check *c, uint64_t b, uint8_t *buf, struct qk_error *err)
+{
+    uint64_t first = b * block_clusters(c);
+    uint64_t n = min_u64(block_clusters(c), c->clusters - first);
+    bool there = block_state(c, b) == BLOCK_GOOD;
+    if (there) {
+        int ret = io_read(c->file, c->reftable.ptr[b], buf, c->g->cluster_bytes, err);
+        if (ret < 0)
+            return ret;
+    }
+    for (uint64_t i = 0; i < n; i++) {
+        uint64_t stored = there ? c->ops->get(buf, i) : 0;
+        if (stored != refmap_count(&c->refs, first + i))
+            report_cluster(c, b, first + i, stored);
+    }
+    return 0;
+}
+
+static int report_blocks(struct check *c, struct qk_error *err)
+{
+    CLEANUP_FREE uint8_t *buf = malloc(c->g->cluster_bytes);
+    if (!buf)
+        return qk_fail_nomem(err);
+    int ret = 0;
+    for (uint64_t b = 0; ret == 0 && b < c->reftable.len; b++) {
+        if (c->blocks[b] & BLOCK_MISMATCH)
+            ret = report_block(c, b, buf, err);
+    }
+    uint64_t b = c->tail_mismatch ? block_next(c, c->reftable.len) : UINT64_MAX;
+    for (; ret == 0 && b != UINT64_MAX; b = block_next(c, b + 1))
+        ret = report_block(c, b, buf, err);
+    return ret;
+}
+
+int compare_run(struct check *c, struct qk_error *err)
+{
+    const struct parallel_job job = {
+        .items = div_round_up(c->reftable.len, batch_blocks(c)),
+        .scratch_bytes = c->g->cluster_bytes,
+        .fn = compare_batch,
+    };
+    int ret = parallel_for(c, &job, err);
+    if (ret < 0)
+        return ret;
+    compare_tail(c);
+    return report_blocks(c, err);
+}
+
+/* ---- single refcounts ---- */
+
+void block_cache_drop(struct check *c)
+{
+    for (unsigned i = 0; i < BLOCK_CACHE_SLOTS; i++) {
+        free(c->cache[i].bytes);
+        c->cache[i] = (struct block_cache_slot){0};
+    }
+}
+
+int stored_refcount(struct check *c, uint64_t cluster, uint64_t *value, struct qk_error *err)
+{
+    uint64_t b = cluster >> c->g->refblock_bits;
+    *value = 0;
+    switch (block_state(c, b)) {
+    case BLOCK_NONE:
+        return 0;
+    case BLOCK_BAD:
+        return -ENOENT;
+    case BLOCK_GOOD:
+        break;
+    }
+    struct block_cache_slot *slot = &c->cache[b % BLOCK_CACHE_SLOTS];
+    if (!slot->bytes && !(slot->bytes = malloc(c->g->cluster_bytes)))
+        return qk_fail_nomem(err);
+    if (slot->off != c->reftable.ptr[b]) {
+        slot->off = 0;
+        int ret = io_read(c->file, c->reftable.ptr[b], slot->bytes, c->g->cluster_bytes, err);
+        if (ret < 0)
+            return ret;
+        slot->off = c->reftable.ptr[b];
+    }
+    *value = c->ops->get(slot->bytes, cluster & (block_clusters(c) - 1));
+    return 0;
+}

@@ -1,0 +1,213 @@
+/*
+ * internal.h - what the phases of a check share. The order of phases, and what each relies on:
+ *
+ *   roots     header, L1 tables, snapshot table, bitmaps, encryption header -> references counted,
+ *             the distinct L2 tables collected
+ *   walk      L2 tables, in parallel -> references counted, damaged tables marked
+ *   refblocks refcount table -> its blocks counted and judged
+ *   report    what roots and walk have marked is read again and reported in order
+ *   compare   counts against refcount blocks, in parallel; differences marked, then reported
+ *   decide    findings -> plan (plan.h)
+ *   apply     plan -> writes (apply.c, rebuild.c)
+ *   copied    COPIED flags of the active tables against the refcounts as they are then
+ *
+ * Parallel phases only mark; all reporting is sequential, in the order of the structures, from a
+ * second read of what was marked. So a sound image is read once, findings take no memory, and the
+ * output does not depend on the number of threads.
+ */
+#ifndef QK_CHECK_INTERNAL_H
+#define QK_CHECK_INTERNAL_H
+
+#include "base/vector.h"
+#include "check/check.h"
+#include "check/problem.h"
+#include "check/refmap.h"
+#include "format/refcount.h"
+
+DEFINE_VECTOR(u64_vec, uint64_t)
+
+enum l2_flag {
+    L2_BAD = 1u << 0,        /* has entries to report */
+    L2_UNREAD = 1u << 1,     /* could not be read */
+    L2_SUSPECT = 1u << 2,    /* COPIED flags need a look (data file only) */
+    L2_REPORTED = 1u << 3,
+    L2_COPIED_DONE = 1u << 4,
+};
+
+/* One distinct L2 table, however many L1 entries name it. */
+struct l2_table {
+    uint64_t cluster;
+    uint64_t refs;     /* L1 entries that name it, of all L1 tables */
+    uint32_t active;   /* of those, in the active L1 */
+    uint32_t first_l1; /* lowest index in the active L1; UINT32_MAX: none */
+    uint8_t flags;     /* enum l2_flag */
+};
+DEFINE_VECTOR(l2_vec, struct l2_table)
+
+enum block_state {
+    BLOCK_NONE = 0, /* no block: every refcount in its range is zero */
+    BLOCK_GOOD,
+    BLOCK_BAD,      /* unaligned, outside, shared or unreadable: refcounts unknown */
+};
+enum block_flag {
+    BLOCK_STATE = 3u,         /* mask of enum block_state */
+    BLOCK_MISMATCH = 1u << 2,
+    BLOCK_COUNTED = 1u << 3, /* the block's cluster is counted as referenced */
+};
+
+struct block_cache_slot {
+    uint64_t off; /* 0: empty */
+    uint8_t *bytes;
+};
+#define BLOCK_CACHE_SLOTS 8u
+
+struct check {
+    struct image *img;
+    struct qk_io *file;
+    const struct header *h;
+    const struct geometry *g;
+    const struct refcount_ops *ops;
+    const struct qk_check_options *opts;
+    struct qk_check_result *result;
+    struct sink sink;
+    unsigned threads;
+
+    uint64_t file_bytes;
+    uint64_t clusters; /* of the file, a partial last one included */
+    bool data_file;    /* guest clusters lie in another file */
+
+    struct refmap refs;
+    uint64_t *l1; /* active L1, host-endian */
+    uint32_t l1_entries;
+    bool l1_bad;          /* the active L1 has entries to report */
+    bool snapshot_l1_bad; /* a snapshot's L1 has */
+    bool tables_bad;      /* an L2 table has */
+    struct l2_vec tables; /* sorted by cluster once roots is done */
+    struct u64_vec snapshot_l1; /* pairs: offset, bytes */
+
+    struct u64_vec reftable; /* host-endian */
+    uint8_t *blocks;         /* enum block_state | block_flag, for each entry of reftable */
+    bool copied_suspect;     /* some COPIED flag may be wrong */
+    bool tail_mismatch;      /* clusters in use behind what the refcount table covers */
+    uint64_t highest;        /* one more than the highest cluster in use */
+    struct block_cache_slot cache[BLOCK_CACHE_SLOTS];
+
+    unsigned actions;        /* the plan: enum action */
+
+    pthread_mutex_t lock;    /* result counters and progress while threads run */
+    uint64_t work_done, work_total;
+};
+
+/* ---- parallel.c ---- */
+
+/* Runs fn for items 0 to items - 1 on the check's threads, each with a scratch buffer of its own.
+ * Ends at the first error, which it returns. */
+struct parallel_job {
+    uint64_t items;
+    size_t scratch_bytes;
+    int (*fn)(struct check *c, uint64_t item, void *scratch, struct qk_error *err);
+};
+int parallel_for(struct check *c, const struct parallel_job *job, struct qk_error *err);
+/* Adds to the progress and asks whether to go on: -ECANCELED. MT-safe. */
+int progress_add(struct check *c, uint64_t done, struct qk_error *err);
+
+/* ---- range.c ---- */
+
+/* Clusters of [off, off + bytes). False when the range ends a cluster or more past the file's end
+ * (an image may end inside its last cluster). */
+bool range_span(const struct check *c, uint64_t off, uint64_t bytes, struct refmap_span *span);
+/* Counts `times` references to the range, or reports `outside`. */
+struct root {
+    uint64_t off, bytes, times;
+    enum problem_id outside;
+};
+int count_root(struct check *c, const struct root *root, struct qk_error *err);
+
+/* Calls fn for each piece of the file that is covered by a range (pairs of offset and bytes, in
+ * any order, overlapping at will), with the number of ranges that cover it: every byte is read
+ * once. Words are host-endian. */
+struct sweep {
+    struct u64_vec *ranges;
+    enum problem_id unreadable;
+    int (*fn)(struct check *c, const uint64_t *words, size_t n, const struct root *piece,
+              struct qk_error *err);
+};
+int sweep_ranges(struct check *c, const struct sweep *sweep, struct qk_error *err);
+/* Counts a reference to each cluster for each of the ranges that touches it. */
+int cover_ranges(struct check *c, struct u64_vec *ranges, struct qk_error *err);
+
+/* ---- roots.c, snapshots.c, bitmaps.c ---- */
+
+int roots_collect(struct check *c, struct qk_error *err);
+int snapshots_collect(struct check *c, struct qk_error *err);
+int bitmaps_collect(struct check *c, struct qk_error *err);
+/* Reports L1 entries and, in their order, the L2 tables that the walk has marked. */
+int roots_report(struct check *c, struct qk_error *err);
+
+/* ---- walk.c ---- */
+
+int walk_tables(struct check *c, struct qk_error *err);
+/* Sorts the tables and makes one of those that are the same. */
+void tables_compact(struct l2_vec *v);
+/* NULL: no such table */
+struct l2_table *table_find(const struct check *c, uint64_t cluster);
+
+/* What one L2 entry is and what is wrong with it. */
+#define VERDICT_MAX 4u
+struct l2_verdict {
+    bool allocated, compressed;
+    bool counted; /* bytes [off, off + bytes) of this file are referenced */
+    uint64_t off, bytes;
+    unsigned problem_count;
+    enum problem_id problems[VERDICT_MAX];
+};
+void l2_judge(const struct check *c, struct l2_entry e, struct l2_verdict *v);
+
+/* ---- table_report.c ---- */
+
+int table_report(struct check *c, struct l2_table *t, struct qk_error *err);
+/* Rewrites entries whose repair needs no decision. */
+int table_edit(struct check *c, struct l2_table *t, void *buf, struct qk_error *err);
+uint64_t table_guest_off(const struct check *c, const struct l2_table *t, uint32_t index);
+
+/* ---- refblocks.c, compare.c ---- */
+
+int refblocks_collect(struct check *c, struct qk_error *err);
+uint64_t block_clusters(const struct check *c); /* refcounts in one block */
+/* The next block index from b on that has a block or clusters in use; UINT64_MAX: none. */
+uint64_t block_next(const struct check *c, uint64_t b);
+enum block_state block_state(const struct check *c, uint64_t b);
+int compare_run(struct check *c, struct qk_error *err);
+/* The refcount in the file. -ENOENT: its block is damaged. */
+int stored_refcount(struct check *c, uint64_t cluster, uint64_t *value, struct qk_error *err);
+void block_cache_drop(struct check *c);
+/* What sixteen equal refcounts look like in a block, for counts 0 to 3. */
+struct patterns {
+    uint8_t bytes[4][128];
+    size_t group_bytes;
+};
+void patterns_init(const struct check *c, struct patterns *p);
+/* The count that all clusters of a group share, at most 3 and as the width allows, with its raw
+ * word; -1: they differ. */
+int group_value(const struct check *c, uint64_t first, uint64_t *word);
+/* The reference count as a refcount of this width can express it. */
+uint64_t reference_of(const struct check *c, uint64_t cluster);
+
+/* ---- plan.c, apply.c, rebuild.c, copied.c ---- */
+
+int plan_decide(struct check *c, struct qk_error *err);
+/* What a refcount is to become under the plan. */
+uint64_t plan_target(const struct check *c, uint64_t cluster, uint64_t stored);
+int apply_refcounts(struct check *c, struct qk_error *err);
+int apply_edits(struct check *c, struct qk_error *err);
+int rebuild_run(struct check *c, struct qk_error *err);
+int copied_run(struct check *c, struct qk_error *err);
+/* Writes the part of a table that differs from `old`; both have `bytes` bytes at `off`. */
+struct table_write {
+    uint64_t off;
+    size_t bytes;
+    const void *old, *new;
+};
+int write_changed(struct check *c, const struct table_write *w, struct qk_error *err);
+
+#endif

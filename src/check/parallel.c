@@ -1,0 +1,81 @@
+/*
+ * parallel.c - one loop over independent items on a few threads. The caller's thread is one of
+ * them, so that a check works, only slower, where no thread can be started.
+ */
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "check/internal.h"
+
+#include <stdatomic.h>
+
+#define MAX_THREADS 16u
+
+struct pool {
+    struct check *c;
+    const struct parallel_job *job;
+    atomic_uint_fast64_t next;
+    atomic_int failed;
+    pthread_mutex_t lock; /* of error */
+    struct qk_error error;
+};
+
+static void pool_fail(struct pool *p, int ret, const struct qk_error *err)
+{
+    LOCK_SCOPE(&p->lock);
+    if (atomic_load(&p->failed))
+        return;
+    p->error = *err;
+    atomic_store(&p->failed, ret);
+}
+
+static void *worker(void *opaque)
+{
+    struct pool *p = opaque;
+    struct qk_error err = {0};
+    CLEANUP_FREE void *scratch = NULL;
+    if (posix_memalign(&scratch, 4096, p->job->scratch_bytes)) {
+        scratch = NULL;
+        pool_fail(p, qk_fail_nomem(&err), &err);
+        return NULL;
+    }
+    while (!atomic_load(&p->failed)) {
+        uint64_t item = atomic_fetch_add(&p->next, 1);
+        if (item >= p->job->items)
+            break;
+        int ret = p->job->fn(p->c, item, scratch, &err);
+        if (ret < 0)
+            pool_fail(p, ret, &err);
+    }
+    return NULL;
+}
+
+int parallel_for(struct check *c, const struct parallel_job *job, struct qk_error *err)
+{
+    if (!job->items)
+        return 0;
+    struct pool pool = {.c = c, .job = job};
+    pthread_mutex_init(&pool.lock, NULL);
+    pthread_t threads[MAX_THREADS];
+    unsigned wanted = (unsigned)min_u64(min_u64(c->threads, MAX_THREADS), job->items);
+    unsigned started = 0;
+    while (started + 1 < wanted && !pthread_create(&threads[started], NULL, worker, &pool))
+        started++;
+    worker(&pool);
+    for (unsigned i = 0; i < started; i++)
+        pthread_join(threads[i], NULL);
+    pthread_mutex_destroy(&pool.lock);
+    int ret = atomic_load(&pool.failed);
+    if (ret < 0 && err)
+        *err = pool.error;
+    return ret;
+}
+
+int progress_add(struct check *c, uint64_t done, struct qk_error *err)
+{
+    const struct qk_progress *p = &c->opts->progress;
+    LOCK_SCOPE(&c->lock);
+    c->work_done = min_u64(c->work_done + done, c->work_total);
+    if (p->report && p->report(p->opaque, c->work_done, c->work_total))
+        return qk_fail(err, -ECANCELED, "the check was cancelled");
+    return 0;
+}

@@ -1,0 +1,69 @@
+/*
+ * plan.c - from findings to a plan: which kinds of repair this run does. One place decides; the
+ * table of problems says what each problem needs. Upholds: nothing is freed, and no space reused,
+ * while something that names clusters could not be read (ACT_HOLD).
+ */
+#include "base/checked.h"
+#include "check/internal.h"
+
+static unsigned wanted_actions(const struct check *c)
+{
+    unsigned actions = ACT_NONE;
+    for (unsigned id = 0; id < PROBLEM_COUNT; id++) {
+        if (!c->sink.seen[id])
+            continue;
+        actions |= problems[id].actions & ACT_HOLD;
+        if (problem_fixable(c->opts, (enum problem_id)id))
+            actions |= problems[id].actions;
+    }
+    return actions;
+}
+
+static bool rebuild_needed(const struct check *c)
+{
+    for (unsigned id = 0; id < PROBLEM_COUNT; id++) {
+        if (c->sink.seen[id] && (problems[id].actions & ACT_REBUILD))
+            return true;
+    }
+    return false;
+}
+
+static bool blocks_unknown(const struct check *c)
+{
+    for (size_t i = 0; i < c->reftable.len; i++) {
+        if (block_state(c, i) == BLOCK_BAD)
+            return true;
+    }
+    return c->sink.seen[PROBLEM_REFTABLE_UNREADABLE] != 0;
+}
+
+int plan_decide(struct check *c, struct qk_error *err)
+{
+    c->actions = wanted_actions(c);
+    if (!c->opts->fix)
+        return 0;
+    if (rebuild_needed(c) && !(c->opts->fix & QK_FIX_ERRORS)) {
+        c->result->check_errors++;
+        return qk_fail_at(err, -EIO, WHERE(c->file->name, "refcount table", c->h->reftable_off),
+                          "need to rebuild refcount structures");
+    }
+    if (!(c->actions & ACT_HOLD))
+        return 0;
+    c->actions &= ~(unsigned)ACT_LOWER;
+    if (c->sink.seen[PROBLEM_REFCOUNT_HIGH])
+        sink_message(&c->sink, "Leaked clusters are kept: they may belong to what is damaged");
+    if ((c->actions & ACT_REBUILD) && blocks_unknown(c)) {
+        c->actions = (c->actions & ~(unsigned)ACT_REBUILD) | ACT_RAISE;
+        sink_message(&c->sink, "The refcount structure is not rebuilt: what is damaged may own "
+                               "clusters that look free");
+    }
+    return 0;
+}
+
+uint64_t plan_target(const struct check *c, uint64_t cluster, uint64_t stored)
+{
+    uint64_t reference = reference_of(c, cluster);
+    if (reference > stored)
+        return c->actions & (ACT_RAISE | ACT_REBUILD) ? reference : stored;
+    return c->actions & ACT_LOWER ? reference : stored;
+}

@@ -1,0 +1,142 @@
+/*
+ * problem.c - the sink: wording, counting and handing on of findings. Called from one thread at a
+ * time. Promises that result->corruptions, leaks and check_errors are what is still open.
+ */
+#include "check/problem.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+const struct problem_info problems[PROBLEM_COUNT] = {
+#define PROBLEM(number_, id_, name_, structure_, severity_, repair_, actions_, format_, why_)      \
+    [PROBLEM_##id_] = {.number = (number_),                                                        \
+                       .name = (name_),                                                            \
+                       .structure = (structure_),                                                  \
+                       .format = format_,                                                          \
+                       .explanation = why_,                                                        \
+                       .severity = QK_SEVERITY_##severity_,                                        \
+                       .repair = QK_REPAIR_##repair_,                                              \
+                       .actions = (actions_)},
+#include "check/problems.def"
+#undef PROBLEM
+};
+
+bool problem_fixable(const struct qk_check_options *opts, enum problem_id id)
+{
+    const struct problem_info *p = &problems[id];
+    unsigned need = p->severity == QK_SEVERITY_LEAK ? QK_FIX_LEAKS : QK_FIX_ERRORS;
+    return p->repair == QK_REPAIR_SAFE && (opts->fix & need);
+}
+
+static uint64_t *open_counter(struct qk_check_result *r, enum qk_severity severity)
+{
+    switch (severity) {
+    case QK_SEVERITY_LEAK:
+        return &r->leaks;
+    case QK_SEVERITY_CORRUPTION:
+        return &r->corruptions;
+    case QK_SEVERITY_ERROR:
+        return &r->check_errors;
+    case QK_SEVERITY_NONE:
+        break;
+    }
+    return NULL;
+}
+
+static const char *first_word(const struct problem_info *p, bool repaired)
+{
+    if (repaired)
+        return "Repairing";
+    return p->severity == QK_SEVERITY_LEAK ? "Leaked" : "ERROR";
+}
+
+static void hand_on(struct sink *s, const struct finding *f, bool repaired, va_list args)
+{
+    const struct problem_info *p = &problems[f->id];
+    if (!s->opts->on_problem)
+        return;
+    char text[1600];
+    int n = snprintf(text, sizeof(text), "%s", first_word(p, repaired));
+    vsnprintf(text + n, sizeof(text) - (size_t)n, p->format, args);
+    const struct qk_problem problem = {
+        .struct_size = sizeof(problem),
+        .number = p->number,
+        .name = p->name,
+        .structure = p->structure,
+        .text = text,
+        .explanation = p->explanation,
+        .severity = p->severity,
+        .repair = p->repair,
+        .repaired = repaired,
+        .file_off = f->file_off,
+        .guest_off = f->guest_off,
+        .expected = f->expected,
+        .found = f->found,
+    };
+    s->opts->on_problem(s->opts->opaque, &problem);
+}
+
+static void note(struct sink *s, enum problem_id id)
+{
+    s->seen[id]++;
+    s->open[id]++;
+    uint64_t *counter = open_counter(s->result, problems[id].severity);
+    if (counter)
+        ++*counter;
+}
+
+void sink_found(struct sink *s, const struct finding *f, ...)
+{
+    note(s, f->id);
+    const unsigned announced_by_repair = ACT_EDIT_L1 | ACT_EDIT_L2;
+    if ((problems[f->id].actions & announced_by_repair) && problem_fixable(s->opts, f->id))
+        return;
+    va_list args;
+    va_start(args, f);
+    hand_on(s, f, false, args);
+    va_end(args);
+}
+
+static void close_finding(struct sink *s, enum problem_id id, uint64_t n)
+{
+    enum qk_severity severity = problems[id].severity;
+    uint64_t *counter = open_counter(s->result, severity);
+    if (counter)
+        *counter -= n;
+    s->open[id] -= n;
+    if (severity == QK_SEVERITY_LEAK)
+        s->result->leaks_fixed += n;
+    else if (severity == QK_SEVERITY_CORRUPTION)
+        s->result->corruptions_fixed += n;
+}
+
+void sink_repaired(struct sink *s, const struct finding *f, ...)
+{
+    if (!s->open[f->id])
+        note(s, f->id);
+    close_finding(s, f->id, 1);
+    va_list args;
+    va_start(args, f);
+    hand_on(s, f, true, args);
+    va_end(args);
+}
+
+void sink_declined(struct sink *s, const struct finding *f, ...)
+{
+    va_list args;
+    va_start(args, f);
+    hand_on(s, f, false, args);
+    va_end(args);
+}
+
+void sink_settle(struct sink *s, enum problem_id id)
+{
+    close_finding(s, id, s->open[id]);
+}
+
+void sink_message(struct sink *s, const char *line)
+{
+    if (s->opts->on_message)
+        s->opts->on_message(s->opts->opaque, line);
+}

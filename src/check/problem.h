@@ -1,0 +1,69 @@
+/*
+ * problem.h - the table of problems (problems.def) as code, and the sink through which every
+ * finding goes: it counts, words and hands on, and remembers how often each problem was seen, which
+ * is what decide() (plan.h) works from.
+ */
+#ifndef QK_CHECK_PROBLEM_H
+#define QK_CHECK_PROBLEM_H
+
+#include "base/error.h"
+
+#include <inttypes.h>
+
+enum problem_id {
+#define PROBLEM(number_, id_, ...) PROBLEM_##id_,
+#include "check/problems.def"
+#undef PROBLEM
+    PROBLEM_COUNT
+};
+
+/* What a repair of a problem does; ACT_HOLD: what looks unreferenced may belong to what is lost. */
+enum action {
+    ACT_NONE = 0,
+    ACT_RAISE = 1u << 0,   /* raise refcounts in place */
+    ACT_LOWER = 1u << 1,   /* lower refcounts in place */
+    ACT_REBUILD = 1u << 2, /* write a new refcount structure */
+    ACT_COPIED = 1u << 3,  /* correct COPIED flags */
+    ACT_EDIT_L1 = 1u << 4, /* clear stray L1 entries */
+    ACT_EDIT_L2 = 1u << 5, /* correct L2 entries that need no decision */
+    ACT_HOLD = 1u << 6,    /* free and reuse nothing */
+};
+
+struct problem_info {
+    uint32_t number;
+    const char *name, *structure, *format, *explanation;
+    enum qk_severity severity;
+    enum qk_repair repair;
+    unsigned actions;
+};
+extern const struct problem_info problems[PROBLEM_COUNT];
+
+/* Where a finding is and what was expected there. */
+struct finding {
+    enum problem_id id;
+    uint64_t file_off, guest_off; /* QK_OFFSET_NONE: none */
+    uint64_t expected, found;
+};
+
+struct sink {
+    const struct qk_check_options *opts;
+    struct qk_check_result *result;
+    uint64_t seen[PROBLEM_COUNT];
+    uint64_t open[PROBLEM_COUNT]; /* seen and not repaired */
+};
+
+/* A new finding. What this run will repair and announce then (edits) is counted only. The
+ * arguments are those of the problem's format. */
+void sink_found(struct sink *s, const struct finding *f, ...);
+/* A finding is repaired: one that sink_found had before, or else one that is new. */
+void sink_repaired(struct sink *s, const struct finding *f, ...);
+/* Words a finding that sink_found only counted, and that cannot be repaired after all. */
+void sink_declined(struct sink *s, const struct finding *f, ...);
+/* All open findings of this problem are repaired, without a line for each. */
+void sink_settle(struct sink *s, enum problem_id id);
+void sink_message(struct sink *s, const char *line);
+
+/* opts->fix allows the repair of this problem, and it needs no decision by a person. */
+bool problem_fixable(const struct qk_check_options *opts, enum problem_id id);
+
+#endif

@@ -1,0 +1,339 @@
+/*
+ * rebuild.c - a new refcount structure beside the old one, from the counted references. Everything
+ * new lies in clusters that nothing refers to; it is written and flushed first, then one write of
+ * twelve bytes in the header switches to it, so that a crash leaves either the old structure or
+ * the new (INV-8). The new refcounts leave the old structure out: nothing leaks.
+ *
+ * Places (INV-9): each block at the first free cluster that is not before the clusters it covers,
+ * then the table in the first hole that holds it. When that would grow the file, the lowest free
+ * clusters anywhere are tried; only then the file grows, if it can.
+ *
+ * Uses the reference map as the map of free space: what is placed is counted there at once, and
+ * taken out again when a try fails.
+ */
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "check/internal.h"
+
+#include <string.h>
+
+#define WRITE_BYTES (UINT64_C(1) << 20)
+#define HEADER_REFTABLE_OFF 48u
+
+struct rebuild {
+    struct check *c;
+    struct u64_vec blocks; /* cluster of each new block; 0: not needed */
+    uint64_t table, table_clusters;
+    uint64_t end;          /* first cluster behind the file's last whole one, or what is placed */
+    uint64_t from;         /* no free cluster for blocks before this one */
+    bool in_order, grow;   /* the rule of this try */
+};
+
+static bool is_free(const struct rebuild *r, uint64_t cluster)
+{
+    return !refmap_count(&r->c->refs, cluster);
+}
+
+/* The first of n free clusters in a row from `at` on, all before r->end; UINT64_MAX: none. */
+static uint64_t find_free(const struct rebuild *r, uint64_t at, uint64_t n)
+{
+    uint64_t run = 0;
+    while (at < r->end) {
+        uint64_t word;
+        if (!run && !(at % REFMAP_GROUP) && group_value(r->c, at, &word) > 0) {
+            at += REFMAP_GROUP;
+            continue;
+        }
+        run = is_free(r, at++) ? run + 1 : 0;
+        if (run == n)
+            return at - n;
+    }
+    return UINT64_MAX;
+}
+
+/* Marks n clusters as used, at a free place or, when the rule allows, at the end of the file. */
+static int place(struct rebuild *r, uint64_t at, uint64_t n, uint64_t *cluster,
+                 struct qk_error *err)
+{
+    struct check *c = r->c;
+    *cluster = find_free(r, at, n);
+    if (*cluster == UINT64_MAX) {
+        if (!r->grow)
+            return qk_fail_at(err, -ENOSPC, WHERE(c->file->name, "refcount table", QK_OFFSET_NONE),
+                              "no free clusters for a new refcount structure");
+        *cluster = r->end;
+        while (*cluster > at && is_free(r, *cluster - 1))
+            --*cluster;
+        int ret = refmap_grow(&c->refs, *cluster + n, err);
+        if (ret < 0)
+            return ret;
+        r->end = *cluster + n;
+    }
+    const struct refmap_span span = {*cluster, n};
+    return refmap_add(&c->refs, span, 1, 0) < 0 ? qk_fail_nomem(err) : 0;
+}
+
+/* Some cluster that block b covers is in use. */
+static bool block_needed(const struct rebuild *r, uint64_t b)
+{
+    uint64_t at = b * block_clusters(r->c), end = min_u64(at + block_clusters(r->c), r->end);
+    while (at < end) {
+        uint64_t word;
+        if (!(at % REFMAP_GROUP) && refmap_group(&r->c->refs, at, &word) && !word) {
+            at += REFMAP_GROUP;
+            continue;
+        }
+        if (!is_free(r, at++))
+            return true;
+    }
+    return false;
+}
+
+/* Places the blocks that are needed and have no place yet; *placed counts them. */
+static int place_blocks(struct rebuild *r, uint64_t *placed, struct qk_error *err)
+{
+    *placed = 0;
+    for (uint64_t b = 0; b * block_clusters(r->c) < r->end; b++) {
+        while (r->blocks.len <= b) {
+            if (u64_vec_append(&r->blocks, 0) < 0)
+                return qk_fail_nomem(err);
+        }
+        if (r->blocks.ptr[b] || !block_needed(r, b))
+            continue;
+        uint64_t from = max_u64(r->from, r->in_order ? b * block_clusters(r->c) : 0);
+        int ret = place(r, from, 1, &r->blocks.ptr[b], err);
+        if (ret < 0)
+            return ret;
+        r->from = r->blocks.ptr[b] + 1;
+        ++*placed;
+    }
+    return 0;
+}
+
+static void unplace(struct rebuild *r, uint64_t cluster, uint64_t n)
+{
+    const struct refmap_span span = {cluster, n};
+    refmap_drop(&r->c->refs, span);
+}
+
+/* A table and blocks may each make more of the other necessary: until nothing changes. */
+static int place_all(struct rebuild *r, struct qk_error *err)
+{
+    for (;;) {
+        uint64_t placed;
+        int ret = place_blocks(r, &placed, err);
+        if (ret < 0)
+            return ret;
+        uint64_t need = div_round_up(r->blocks.len * 8, r->c->g->cluster_bytes);
+        if (need << r->c->g->cluster_bits > QCOW2_MAX_REFTABLE_BYTES)
+            return qk_fail(err, -EFBIG, "the refcount table would grow too large");
+        if (need == r->table_clusters && !placed)
+            return 0;
+        if (need == r->table_clusters)
+            continue;
+        if (r->table_clusters)
+            unplace(r, r->table, r->table_clusters);
+        r->table_clusters = 0;
+        ret = place(r, 0, need, &r->table, err);
+        if (ret < 0)
+            return ret;
+        r->table_clusters = need;
+    }
+}
+
+static void forget_places(struct rebuild *r)
+{
+    for (size_t i = 0; i < r->blocks.len; i++) {
+        if (r->blocks.ptr[i])
+            unplace(r, r->blocks.ptr[i], 1);
+    }
+    if (r->table_clusters)
+        unplace(r, r->table, r->table_clusters);
+    r->blocks.len = 0;
+    r->table_clusters = r->from = 0;
+    r->end = r->c->file_bytes >> r->c->g->cluster_bits;
+}
+
+static int find_places(struct rebuild *r, struct qk_error *err)
+{
+    static const struct {
+        bool in_order, grow;
+    } tries[] = {{true, false}, {false, false}, {true, true}};
+    int ret = -ENOSPC;
+    for (size_t i = 0; ret == -ENOSPC && i < ARRAY_SIZE(tries); i++) {
+        if (tries[i].grow && !r->c->file->can_grow)
+            break;
+        forget_places(r);
+        r->in_order = tries[i].in_order;
+        r->grow = tries[i].grow;
+        if (r->grow) /* a partial last cluster becomes whole */
+            r->end = r->c->clusters;
+        ret = place_all(r, err);
+    }
+    if (ret < 0)
+        forget_places(r);
+    return ret;
+}
+
+/* ---- content ---- */
+
+/* Leaks that stay are counted as references from here on. */
+static int keep_leaks(struct check *c, struct qk_error *err)
+{
+    for (uint64_t b = 0; b < c->reftable.len; b++) {
+        if (!(c->blocks[b] & BLOCK_MISMATCH) || block_state(c, b) != BLOCK_GOOD)
+            continue;
+        uint64_t at = b * block_clusters(c), end = min_u64(at + block_clusters(c), c->clusters);
+        for (; at < end; at++) {
+            uint64_t stored, count = refmap_count(&c->refs, at);
+            int ret = stored_refcount(c, at, &stored, err);
+            if (ret < 0)
+                return ret;
+            const struct refmap_span span = {at, 1};
+            if (stored > count && refmap_add(&c->refs, span, stored - count, 0) < 0)
+                return qk_fail_nomem(err);
+        }
+    }
+    return 0;
+}
+
+/* The old structure's clusters are free once the header names the new one. */
+static void release_old(struct check *c)
+{
+    struct refmap_span table;
+    if (range_span(c, c->h->reftable_off, (uint64_t)c->h->reftable_clusters << c->g->cluster_bits,
+                   &table))
+        refmap_drop(&c->refs, table);
+    for (size_t b = 0; b < c->reftable.len; b++) {
+        const struct refmap_span block = {c->reftable.ptr[b] >> c->g->cluster_bits, 1};
+        if (c->blocks[b] & BLOCK_COUNTED)
+            refmap_drop(&c->refs, block);
+    }
+}
+
+static void block_fill(const struct rebuild *r, const struct patterns *p, uint64_t b, uint8_t *out)
+{
+    struct check *c = r->c;
+    uint64_t first = b * block_clusters(c), n = min_u64(block_clusters(c), r->end - first);
+    memset(out, 0, c->g->cluster_bytes);
+    for (uint64_t i = 0; i < n; i++) {
+        uint64_t word;
+        int value = i % REFMAP_GROUP || n - i < REFMAP_GROUP ? -1 : group_value(c, first + i, &word);
+        if (value >= 0) {
+            memcpy(out + i / REFMAP_GROUP * p->group_bytes, p->bytes[value], p->group_bytes);
+            i += REFMAP_GROUP - 1;
+            continue;
+        }
+        uint64_t count = reference_of(c, first + i);
+        if (count)
+            c->ops->set(out, i, count);
+    }
+}
+
+/* Blocks that lie side by side go out in one write. */
+static int write_blocks(const struct rebuild *r, struct qk_error *err)
+{
+    struct check *c = r->c;
+    size_t most = (size_t)max_u64(1, WRITE_BYTES >> c->g->cluster_bits), have = 0;
+    CLEANUP_FREE uint8_t *buf = malloc(most << c->g->cluster_bits);
+    struct patterns patterns;
+    patterns_init(c, &patterns);
+    if (!buf)
+        return qk_fail_nomem(err);
+    uint64_t start = 0;
+    for (uint64_t b = 0; b <= r->blocks.len; b++) {
+        uint64_t cluster = b < r->blocks.len ? r->blocks.ptr[b] : 0;
+        if (b < r->blocks.len && !cluster)
+            continue;
+        if (have && (!cluster || cluster != start + have || have == most)) {
+            int ret = io_write(c->file, start << c->g->cluster_bits, buf,
+                               have << c->g->cluster_bits, 0, err);
+            if (ret < 0)
+                return ret;
+            have = 0;
+        }
+        if (!have)
+            start = cluster;
+        if (cluster)
+            block_fill(r, &patterns, b, buf + (have++ << c->g->cluster_bits));
+    }
+    return 0;
+}
+
+static int write_table(const struct rebuild *r, struct qk_error *err)
+{
+    struct check *c = r->c;
+    size_t bytes = r->table_clusters << c->g->cluster_bits;
+    CLEANUP_FREE uint8_t *table = calloc(1, bytes);
+    if (!table)
+        return qk_fail_nomem(err);
+    for (size_t b = 0; b < r->blocks.len; b++)
+        store_be64(table + b * 8, r->blocks.ptr[b] << c->g->cluster_bits);
+    return io_write(c->file, r->table << c->g->cluster_bits, table, bytes, 0, err);
+}
+
+static int switch_over(const struct rebuild *r, struct qk_error *err)
+{
+    uint8_t fields[12];
+    store_be64(fields, r->table << r->c->g->cluster_bits);
+    store_be32(fields + 8, (uint32_t)r->table_clusters);
+    int ret = io_flush(r->c->file, err);
+    if (ret == 0)
+        ret = io_write(r->c->file, HEADER_REFTABLE_OFF, fields, sizeof(fields), 0, err);
+    return ret < 0 ? ret : io_flush(r->c->file, err);
+}
+
+/* ---- afterwards ---- */
+
+static int adopt(struct rebuild *r, struct qk_error *err)
+{
+    struct check *c = r->c;
+    uint8_t *states = calloc(r->blocks.len + 1, 1);
+    if (!states)
+        return qk_fail_nomem(err);
+    free(c->blocks);
+    c->blocks = states;
+    u64_vec_free(&c->reftable);
+    for (size_t b = 0; b < r->blocks.len; b++) {
+        c->blocks[b] = r->blocks.ptr[b] ? BLOCK_GOOD : BLOCK_NONE;
+        r->blocks.ptr[b] <<= c->g->cluster_bits;
+    }
+    c->reftable = r->blocks;
+    r->blocks = (struct u64_vec){0};
+    c->clusters = max_u64(c->clusters, r->end);
+    for (unsigned id = 0; id < PROBLEM_COUNT; id++) {
+        if (problems[id].actions & (ACT_REBUILD | ACT_RAISE | (c->actions & ACT_LOWER)))
+            sink_settle(&c->sink, (enum problem_id)id);
+    }
+    return 0;
+}
+
+static int rebuild_write(struct rebuild *r, struct qk_error *err)
+{
+    uint64_t old_bytes = r->c->file_bytes;
+    int ret = write_blocks(r, err);
+    if (ret == 0)
+        ret = write_table(r, err);
+    /* Nothing names the new clusters yet: take back what the file grew by. */
+    if (ret < 0 && r->end << r->c->g->cluster_bits > old_bytes)
+        io_resize(r->c->file, old_bytes, QK_PREALLOC_OFF, NULL);
+    return ret < 0 ? ret : switch_over(r, err);
+}
+
+int rebuild_run(struct check *c, struct qk_error *err)
+{
+    struct rebuild r = {.c = c};
+    sink_message(&c->sink, "Rebuilding refcount structure");
+    int ret = c->actions & ACT_LOWER ? 0 : keep_leaks(c, err);
+    if (ret == 0)
+        ret = find_places(&r, err);
+    if (ret == 0) {
+        release_old(c);
+        ret = rebuild_write(&r, err);
+    }
+    if (ret == 0)
+        ret = adopt(&r, err);
+    u64_vec_free(&r.blocks);
+    return ret;
+}

@@ -1,0 +1,114 @@
+/*
+ * refblocks.c - phase 3: the refcount table and the clusters of its blocks (Format, section "Host
+ * cluster management"). Decides which blocks can be believed: aligned, inside the file, and the
+ * only user of their cluster. Runs after everything else is counted.
+ */
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "check/internal.h"
+
+uint64_t block_clusters(const struct check *c)
+{
+    return UINT64_C(1) << c->g->refblock_bits;
+}
+
+enum block_state block_state(const struct check *c, uint64_t b)
+{
+    return b < c->reftable.len ? (enum block_state)(c->blocks[b] & BLOCK_STATE) : BLOCK_NONE;
+}
+
+uint64_t block_next(const struct check *c, uint64_t b)
+{
+    uint64_t per = block_clusters(c), end = div_round_up(c->clusters, per);
+    while (b < end && b >= c->reftable.len) {
+        uint64_t region = (b * per) >> REFMAP_REGION_BITS;
+        uint64_t last = min_u64((b + 1) * per, c->clusters) - 1;
+        for (; region <= last >> REFMAP_REGION_BITS; region++) {
+            if (c->refs.regions[region].words)
+                return b;
+        }
+        b = max_u64(b + 1, (region << REFMAP_REGION_BITS) / per);
+    }
+    return b < end ? b : UINT64_MAX;
+}
+
+static int table_load(struct check *c, struct qk_error *err)
+{
+    uint64_t off = min_u64(c->h->reftable_off, c->file_bytes);
+    uint64_t bytes = (uint64_t)c->h->reftable_clusters << c->g->cluster_bits;
+    bytes = round_down(min_u64(bytes, c->file_bytes - off), 8);
+    if (u64_vec_reserve(&c->reftable, bytes / 8 + 1) < 0)
+        return qk_fail_nomem(err);
+    if (io_read(c->file, off, c->reftable.ptr, bytes, NULL) < 0) {
+        const struct finding f = {PROBLEM_REFTABLE_UNREADABLE, off, QK_OFFSET_NONE, 0, 0};
+        sink_found(&c->sink, &f, off);
+        return 0;
+    }
+    c->reftable.len = bytes / 8;
+    for (size_t i = 0; i < c->reftable.len; i++)
+        c->reftable.ptr[i] = be64toh(c->reftable.ptr[i]);
+    return 0;
+}
+
+static int entry_bad(struct check *c, size_t i, enum problem_id id, uint64_t arg)
+{
+    const struct finding f = {id, c->h->reftable_off + i * 8, QK_OFFSET_NONE, 0,
+                              c->reftable.ptr[i]};
+    sink_found(&c->sink, &f, (uint64_t)i, arg);
+    return BLOCK_BAD;
+}
+
+/* The state and flags of the block that entry i names; -ENOMEM. */
+static int entry_collect(struct check *c, size_t i)
+{
+    uint64_t raw = c->reftable.ptr[i], off = raw & REFTABLE_OFFSET_MASK;
+    if (!raw)
+        return BLOCK_NONE;
+    if (raw & REFTABLE_RESERVED_MASK)
+        return entry_bad(c, i, PROBLEM_REFTABLE_RESERVED, raw);
+    if (!is_aligned(off, c->g->cluster_bytes))
+        return entry_bad(c, i, PROBLEM_REFTABLE_UNALIGNED, raw);
+    if (off >= c->clusters << c->g->cluster_bits)
+        return entry_bad(c, i, PROBLEM_REFTABLE_OUTSIDE, raw);
+    struct refmap_span span = {off >> c->g->cluster_bits, 1};
+    if (refmap_add(&c->refs, span, 1, 0) < 0)
+        return -ENOMEM;
+    uint64_t users = refmap_count(&c->refs, span.first);
+    int state = users == 1 ? BLOCK_GOOD : entry_bad(c, i, PROBLEM_REFBLOCK_SHARED, users);
+    return state | BLOCK_COUNTED;
+}
+
+/* A block that a later entry or the one before it shares is bad for both. */
+static void distrust_shared(struct check *c)
+{
+    if (!c->sink.seen[PROBLEM_REFBLOCK_SHARED])
+        return;
+    for (size_t i = 0; i < c->reftable.len; i++) {
+        uint64_t cluster = c->reftable.ptr[i] >> c->g->cluster_bits;
+        if (block_state(c, i) == BLOCK_GOOD && refmap_count(&c->refs, cluster) != 1)
+            c->blocks[i] = BLOCK_BAD | BLOCK_COUNTED;
+    }
+}
+
+int refblocks_collect(struct check *c, struct qk_error *err)
+{
+    const struct root root = {c->h->reftable_off,
+                              (uint64_t)c->h->reftable_clusters << c->g->cluster_bits, 1,
+                              PROBLEM_TABLE_OUTSIDE};
+    int ret = count_root(c, &root, err);
+    if (ret == 0)
+        ret = table_load(c, err);
+    if (ret < 0)
+        return ret;
+    c->blocks = calloc(c->reftable.len + 1, 1);
+    if (!c->blocks)
+        return qk_fail_nomem(err);
+    for (size_t i = 0; i < c->reftable.len; i++) {
+        int state = entry_collect(c, i);
+        if (state < 0)
+            return qk_fail_nomem(err);
+        c->blocks[i] = (uint8_t)state;
+    }
+    distrust_shared(c);
+    return 0;
+}

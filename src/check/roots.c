@@ -1,0 +1,207 @@
+/*
+ * roots.c - phase 1: everything that is found from the header without looking at L2 tables. Counts
+ * the clusters of the header, the L1 tables, the snapshot table, the bitmaps and the encryption
+ * header, and collects the distinct L2 tables with the number of L1 entries that name them. Later
+ * it reports damaged L1 entries, and L2 tables in the order of the L1. Memory: the active L1, and
+ * 32 bytes for each distinct L2 table.
+ */
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "check/internal.h"
+
+#define COMPACT_AFTER 65536u
+
+/* ---- L1 entries ---- */
+
+struct l1_verdict {
+    bool usable; /* names a table that can be read */
+    unsigned problem_count;
+    enum problem_id problems[2];
+};
+
+static struct l1_verdict l1_judge(const struct check *c, uint64_t raw)
+{
+    struct l1_verdict v = {0};
+    uint64_t off = l1_entry_host(raw);
+    struct refmap_span span;
+    if (!off) {
+        if (raw)
+            v.problems[v.problem_count++] = PROBLEM_L1_STRAY;
+        return v;
+    }
+    if (raw & L1_RESERVED_MASK)
+        v.problems[v.problem_count++] = PROBLEM_L1_RESERVED;
+    if (!is_aligned(off, c->g->cluster_bytes))
+        v.problems[v.problem_count++] = PROBLEM_L1_UNALIGNED;
+    else if (!range_span(c, off, c->g->cluster_bytes, &span))
+        v.problems[v.problem_count++] = PROBLEM_L1_OUTSIDE;
+    else
+        v.usable = true;
+    return v;
+}
+
+static void l1_report(struct check *c, uint64_t raw, uint64_t index, uint64_t file_off)
+{
+    struct l1_verdict v = l1_judge(c, raw);
+    uint64_t guest = QK_OFFSET_NONE;
+    if (index != QK_OFFSET_NONE)
+        guest = index << (c->g->l2_bits + c->g->cluster_bits);
+    for (unsigned i = 0; i < v.problem_count; i++) {
+        const struct finding f = {v.problems[i], file_off, guest, 0, raw};
+        uint64_t off = l1_entry_host(raw);
+        if (f.id == PROBLEM_L1_RESERVED)
+            sink_found(&c->sink, &f, raw);
+        else if (f.id == PROBLEM_L1_STRAY)
+            sink_found(&c->sink, &f, index == QK_OFFSET_NONE ? 0 : index, raw);
+        else
+            sink_found(&c->sink, &f, off, (uint64_t)c->g->cluster_bytes);
+    }
+}
+
+static int table_add(struct check *c, const struct l2_table *t, struct qk_error *err)
+{
+    struct l2_vec *v = &c->tables;
+    if (v->len == v->cap && v->len >= COMPACT_AFTER)
+        tables_compact(v);
+    return l2_vec_append(v, *t) < 0 ? qk_fail_nomem(err) : 0;
+}
+
+/* ---- the active L1 ---- */
+
+/* Entries past the end of the file read as zero; the root itself is reported as outside. */
+static int active_l1_load(struct check *c, struct qk_error *err)
+{
+    uint64_t off = min_u64(c->h->l1_off, c->file_bytes);
+    uint64_t bytes = min_u64((uint64_t)c->h->l1_entries * 8, c->file_bytes - off);
+    c->l1_entries = (uint32_t)(bytes / 8);
+    c->l1 = calloc(c->l1_entries + 1u, sizeof(*c->l1));
+    if (!c->l1)
+        return qk_fail_nomem(err);
+    if (c->l1_entries && io_read(c->file, off, c->l1, (size_t)c->l1_entries * 8, NULL) < 0) {
+        const struct finding f = {PROBLEM_L1_UNREADABLE, off, QK_OFFSET_NONE, 0, 0};
+        sink_found(&c->sink, &f, off);
+        c->l1_entries = 0;
+    }
+    for (uint32_t i = 0; i < c->l1_entries; i++)
+        c->l1[i] = be64toh(c->l1[i]);
+    return 0;
+}
+
+static int active_l1_collect(struct check *c, struct qk_error *err)
+{
+    const struct root root = {c->h->l1_off, (uint64_t)c->h->l1_entries * 8, 1,
+                              PROBLEM_L1_TABLE_OUTSIDE};
+    int ret = count_root(c, &root, err);
+    if (ret == 0)
+        ret = active_l1_load(c, err);
+    for (uint32_t i = 0; ret == 0 && i < c->l1_entries; i++) {
+        if (!c->l1[i])
+            continue;
+        struct l1_verdict v = l1_judge(c, c->l1[i]);
+        c->l1_bad |= v.problem_count != 0;
+        const struct l2_table t = {l1_entry_host(c->l1[i]) >> c->g->cluster_bits, 1, 1, i, 0};
+        if (v.usable)
+            ret = table_add(c, &t, err);
+    }
+    return ret;
+}
+
+/* ---- the snapshots' L1 tables ---- */
+
+static int snapshot_l1_words(struct check *c, const uint64_t *words, size_t n,
+                             const struct root *piece, struct qk_error *err)
+{
+    int ret = 0;
+    for (size_t i = 0; ret == 0 && i < n; i++) {
+        if (!words[i])
+            continue;
+        struct l1_verdict v = l1_judge(c, words[i]);
+        c->snapshot_l1_bad |= v.problem_count != 0;
+        const struct l2_table t = {l1_entry_host(words[i]) >> c->g->cluster_bits, piece->times, 0,
+                                   UINT32_MAX, 0};
+        if (v.usable)
+            ret = table_add(c, &t, err);
+    }
+    return ret;
+}
+
+static int snapshot_l1_report(struct check *c, const uint64_t *words, size_t n,
+                              const struct root *piece, struct qk_error *err)
+{
+    (void)err;
+    for (size_t i = 0; i < n; i++) {
+        if (words[i])
+            l1_report(c, words[i], QK_OFFSET_NONE, piece->off + i * 8);
+    }
+    return 0;
+}
+
+static int snapshot_l1_sweep(struct check *c, bool report, struct qk_error *err)
+{
+    const struct sweep sweep = {&c->snapshot_l1, PROBLEM_L1_UNREADABLE,
+                                report ? snapshot_l1_report : snapshot_l1_words};
+    return sweep_ranges(c, &sweep, err);
+}
+
+/* ---- the phase ---- */
+
+static int crypto_collect(struct check *c, struct qk_error *err)
+{
+    const struct header_extension *ext = header_extensions_find(image_extensions(c->img),
+                                                                HEXT_CRYPTO);
+    if (!ext || ext->len < 16)
+        return 0;
+    const struct root root = {load_be64(ext->data), load_be64(ext->data + 8), 1,
+                              PROBLEM_CRYPTO_HEADER};
+    return count_root(c, &root, err);
+}
+
+static int header_collect(struct check *c, struct qk_error *err)
+{
+    const struct root root = {0, c->g->cluster_bytes, 1, PROBLEM_TABLE_OUTSIDE};
+    return count_root(c, &root, err);
+}
+
+static int snapshot_l1_collect(struct check *c, struct qk_error *err)
+{
+    int ret = cover_ranges(c, &c->snapshot_l1, err);
+    return ret < 0 ? ret : snapshot_l1_sweep(c, false, err);
+}
+
+int roots_collect(struct check *c, struct qk_error *err)
+{
+    static int (*const steps[])(struct check *, struct qk_error *) = {
+        header_collect, active_l1_collect, snapshots_collect, snapshot_l1_collect,
+        crypto_collect, bitmaps_collect,
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(steps); i++) {
+        int ret = steps[i](c, err);
+        if (ret < 0)
+            return ret;
+    }
+    tables_compact(&c->tables);
+    return 0;
+}
+
+static int report_table_of(struct check *c, uint64_t raw, struct qk_error *err)
+{
+    struct l2_table *t = table_find(c, l1_entry_host(raw) >> c->g->cluster_bits);
+    return t ? table_report(c, t, err) : 0;
+}
+
+int roots_report(struct check *c, struct qk_error *err)
+{
+    int ret = 0;
+    for (uint32_t i = 0; ret == 0 && (c->l1_bad || c->tables_bad) && i < c->l1_entries; i++) {
+        if (!c->l1[i])
+            continue;
+        l1_report(c, c->l1[i], i, c->h->l1_off + 8u * (uint64_t)i);
+        if (c->tables_bad)
+            ret = report_table_of(c, c->l1[i], err);
+    }
+    if (ret == 0 && c->snapshot_l1_bad)
+        ret = snapshot_l1_sweep(c, true, err);
+    for (size_t i = 0; ret == 0 && c->tables_bad && i < c->tables.len; i++)
+        ret = table_report(c, &c->tables.ptr[i], err);
+    return ret;
+}
