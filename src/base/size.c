@@ -18,7 +18,7 @@ static int suffix_shift(char c)
     return at ? (int)(at - suffixes) * 10 : -1;
 }
 
-/* Reads ".ddd" as an exact fraction of 2^shift; returns how many characters, 0 if none. */
+/* Reads ".ddd" as a fraction of one; returns how many characters, 0 if none. */
 static size_t parse_fraction(const char *text, double *fraction)
 {
     *fraction = 0;
@@ -31,42 +31,53 @@ static size_t parse_fraction(const char *text, double *fraction)
     return n;
 }
 
-int qk_parse_size(const char *text, char unit, uint64_t *bytes)
+/* Reads what stands in front of the suffix; a fraction is for decimal numbers only. */
+static int parse_number(const char **text, uint64_t *whole, double *fraction)
 {
-    while (isspace((unsigned char)*text))
-        text++;
-    if (!isdigit((unsigned char)*text) && *text != '.')
-        return -EINVAL;
-    bool hex = text[0] == '0' && (text[1] == 'x' || text[1] == 'X');
-    char *end = (char *)text;
+    const char *at = *text;
+    char *end;
+    bool hex = at[0] == '0' && (at[1] == 'x' || at[1] == 'X');
     errno = 0;
-    unsigned long long whole = *text == '.' ? 0 : strtoull(text, &end, hex ? 16 : 10);
-    if (errno)
-        return -ERANGE;
-    double fraction = 0;
-    if (!hex) {
-        size_t n = parse_fraction(end, &fraction);
-        if (n == 1 && end == text)
-            return -EINVAL;
-        end += n;
-    }
-    int shift = suffix_shift(*end);
-    if (shift >= 0) {
-        if (hex)
-            return -EINVAL;
-        end++;
-    } else {
-        shift = suffix_shift(unit);
-    }
-    if (*end || shift < 0 || (fraction > 0 && shift == 0))
-        return -EINVAL;
-    uint64_t value;
-    if (!try_mul_u64(whole, UINT64_C(1) << shift, &value) ||
-        !try_add_u64(value, (uint64_t)(fraction * (double)(UINT64_C(1) << shift) + 0.5), &value) ||
+    *whole = strtoull(at, &end, hex ? 16 : 10);
+    *fraction = 0;
+    int ret = errno ? -ERANGE : 0;
+    if (!hex)
+        end += parse_fraction(end, fraction);
+    *text = end;
+    return ret;
+}
+
+static int scale(uint64_t whole, double fraction, int shift, uint64_t *bytes)
+{
+    uint64_t factor = UINT64_C(1) << shift, value;
+    if (!try_mul_u64(whole, factor, &value) ||
+        !try_add_u64(value, (uint64_t)(fraction * (double)factor + 0.5), &value) ||
         value > INT64_MAX)
         return -ERANGE;
     *bytes = value;
     return 0;
+}
+
+int qk_parse_size(const char *text, char unit, uint64_t *bytes)
+{
+    uint64_t whole;
+    double fraction;
+    while (isspace((unsigned char)*text))
+        text++;
+    if (*text == '+')
+        text++;
+    if (!isdigit((unsigned char)*text))
+        return -EINVAL;
+    int ret = parse_number(&text, &whole, &fraction);
+    int shift = suffix_shift(*text);
+    if (shift >= 0)
+        text++;
+    else
+        shift = suffix_shift(unit);
+    /* text behind the number outweighs a number that is too large, as with qemu-img */
+    if (*text || shift < 0 || (fraction > 0 && shift == 0))
+        return -EINVAL;
+    return ret < 0 ? ret : scale(whole, fraction, shift, bytes);
 }
 
 char *qk_format_size(uint64_t bytes, char buf[QK_SIZE_TEXT_MAX])
