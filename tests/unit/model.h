@@ -94,7 +94,7 @@ static inline void add_options(char *text, const char **list, size_t count)
 static inline int create_image(const char *path, const char *format, uint64_t size,
                                const char *options, struct qk_error *err)
 {
-    char size_text[32], text[512];
+    char size_text[32], text[1024];
     const char *list[16] = {size_text};
 
     snprintf(size_text, sizeof(size_text), "size=%" PRIu64, size);
