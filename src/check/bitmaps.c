@@ -8,11 +8,11 @@
 #include "base/cleanup.h"
 #include "check/internal.h"
 
-#define EXTENSION_BYTES 24u
-#define ENTRY_HEAD_BYTES 24u
-#define TABLE_OFFSET_MASK UINT64_C(0x00fffffffffffe00)
+#define EXTENSION_BYTES     24u
+#define ENTRY_HEAD_BYTES    24u
+#define TABLE_OFFSET_MASK   UINT64_C(0x00fffffffffffe00)
 #define TABLE_RESERVED_MASK UINT64_C(0xff000000000001fe)
-#define MAX_BITMAPS 65535u
+#define MAX_BITMAPS         65535u
 #define MAX_DIRECTORY_BYTES (UINT64_C(64) << 20)
 
 static void directory_damaged(struct check *c, uint64_t off, const char *why)
@@ -92,8 +92,8 @@ static int directory_collect(struct check *c, uint64_t off, uint64_t bytes, uint
 
 int bitmaps_collect(struct check *c, struct qk_error *err)
 {
-    const struct header_extension *ext = header_extensions_find(image_extensions(c->img),
-                                                                HEXT_BITMAPS);
+    const struct header_extension *ext =
+        header_extensions_find(image_extensions(c->img), HEXT_BITMAPS);
     if (!ext || !(c->h->autoclear & AUTOCLEAR_BITMAPS))
         return 0;
     if (ext->len < EXTENSION_BYTES) {

@@ -58,9 +58,9 @@ static void entry_look(struct copied *p, const struct l2_table *t, uint32_t i, b
     uint64_t refcount = 1;
     if (!has_flag(c, e))
         return;
-    bool wrong = c->data_file ? !(e.raw & ENTRY_COPIED)
-                              : flag_wrong(p, e.raw, l2_entry_host(e).v >> c->g->cluster_bits,
-                                           &refcount);
+    bool wrong = c->data_file
+                     ? !(e.raw & ENTRY_COPIED)
+                     : flag_wrong(p, e.raw, l2_entry_host(e).v >> c->g->cluster_bits, &refcount);
     if (!wrong)
         return;
     uint64_t off = (t->cluster << c->g->cluster_bits) + (uint64_t)i * c->g->l2_entry_bytes;
@@ -167,7 +167,8 @@ int copied_run(struct check *c, struct qk_error *err)
     int ret = 0;
     for (uint32_t i = 0; ret == 0 && i < c->l1_entries; i += L1_CHUNK)
         ret = l1_chunk_look(&p, i, (uint32_t)min_u64(L1_CHUNK, c->l1_entries - i), err);
-    if (ret == 0 && p.repair && (c->sink.seen[PROBLEM_L1_COPIED] || c->sink.seen[PROBLEM_L2_COPIED]))
+    if (ret == 0 && p.repair &&
+        (c->sink.seen[PROBLEM_L1_COPIED] || c->sink.seen[PROBLEM_L2_COPIED]))
         ret = io_flush(c->file, err);
     return ret;
 }

@@ -27,9 +27,9 @@
 DEFINE_VECTOR(u64_vec, uint64_t)
 
 enum l2_flag {
-    L2_BAD = 1u << 0,        /* has entries to report */
-    L2_UNREAD = 1u << 1,     /* could not be read */
-    L2_SUSPECT = 1u << 2,    /* COPIED flags need a look (data file only) */
+    L2_BAD = 1u << 0,     /* has entries to report */
+    L2_UNREAD = 1u << 1,  /* could not be read */
+    L2_SUSPECT = 1u << 2, /* COPIED flags need a look (data file only) */
     L2_REPORTED = 1u << 3,
     L2_COPIED_DONE = 1u << 4,
 };
@@ -47,10 +47,10 @@ DEFINE_VECTOR(l2_vec, struct l2_table)
 enum block_state {
     BLOCK_NONE = 0, /* no block: every refcount in its range is zero */
     BLOCK_GOOD,
-    BLOCK_BAD,      /* unaligned, outside, shared or unreadable: refcounts unknown */
+    BLOCK_BAD, /* unaligned, outside, shared or unreadable: refcounts unknown */
 };
 enum block_flag {
-    BLOCK_STATE = 3u,         /* mask of enum block_state */
+    BLOCK_STATE = 3u, /* mask of enum block_state */
     BLOCK_MISMATCH = 1u << 2,
     BLOCK_COUNTED = 1u << 3, /* the block's cluster is counted as referenced */
 };
@@ -79,10 +79,10 @@ struct check {
     struct refmap refs;
     uint64_t *l1; /* active L1, host-endian */
     uint32_t l1_entries;
-    bool l1_bad;          /* the active L1 has entries to report */
-    bool snapshot_l1_bad; /* a snapshot's L1 has */
-    bool tables_bad;      /* an L2 table has */
-    struct l2_vec tables; /* sorted by cluster once roots is done */
+    bool l1_bad;                /* the active L1 has entries to report */
+    bool snapshot_l1_bad;       /* a snapshot's L1 has */
+    bool tables_bad;            /* an L2 table has */
+    struct l2_vec tables;       /* sorted by cluster once roots is done */
     struct u64_vec snapshot_l1; /* pairs: offset, bytes */
 
     struct u64_vec reftable; /* host-endian */
@@ -92,9 +92,9 @@ struct check {
     uint64_t highest;        /* one more than the highest cluster in use */
     struct block_cache_slot cache[BLOCK_CACHE_SLOTS];
 
-    unsigned actions;        /* the plan: enum action */
+    unsigned actions; /* the plan: enum action */
 
-    pthread_mutex_t lock;    /* result counters and progress while threads run */
+    pthread_mutex_t lock; /* result counters and progress while threads run */
     uint64_t work_done, work_total;
 };
 

@@ -100,8 +100,8 @@ static int each_piece(struct check *c, const struct sweep *s, uint64_t align, st
     int64_t cover = 0;
     for (size_t i = 0; i + 1 < s->ranges->len / 2 * 2; i++) {
         cover += edges[i].change;
-        const struct root piece = {edges[i].off, edges[i + 1].off - edges[i].off,
-                                   (uint64_t)cover, 0};
+        const struct root piece = {edges[i].off, edges[i + 1].off - edges[i].off, (uint64_t)cover,
+                                   0};
         if (cover <= 0 || !piece.bytes)
             continue;
         int ret = s->fn ? sweep_piece(c, s, piece, words, err) : count_piece(c, &piece, err);

@@ -18,16 +18,16 @@
 
 #include <string.h>
 
-#define WRITE_BYTES (UINT64_C(1) << 20)
+#define WRITE_BYTES         (UINT64_C(1) << 20)
 #define HEADER_REFTABLE_OFF 48u
 
 struct rebuild {
     struct check *c;
     struct u64_vec blocks; /* cluster of each new block; 0: not needed */
     uint64_t table, table_clusters;
-    uint64_t end;          /* first cluster behind the file's last whole one, or what is placed */
-    uint64_t from;         /* no free cluster for blocks before this one */
-    bool in_order, grow;   /* the rule of this try */
+    uint64_t end;        /* first cluster behind the file's last whole one, or what is placed */
+    uint64_t from;       /* no free cluster for blocks before this one */
+    bool in_order, grow; /* the rule of this try */
 };
 
 static bool is_free(const struct rebuild *r, uint64_t cluster)
@@ -219,7 +219,8 @@ static void block_fill(const struct rebuild *r, const struct patterns *p, uint64
     memset(out, 0, c->g->cluster_bytes);
     for (uint64_t i = 0; i < n; i++) {
         uint64_t word;
-        int value = i % REFMAP_GROUP || n - i < REFMAP_GROUP ? -1 : group_value(c, first + i, &word);
+        int value =
+            i % REFMAP_GROUP || n - i < REFMAP_GROUP ? -1 : group_value(c, first + i, &word);
         if (value >= 0) {
             memcpy(out + i / REFMAP_GROUP * p->group_bytes, p->bytes[value], p->group_bytes);
             i += REFMAP_GROUP - 1;

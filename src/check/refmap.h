@@ -17,14 +17,14 @@
 #include <pthread.h>
 #include <stdbool.h>
 
-#define REF_COPIED 1u
-#define REF_PLAIN 2u
+#define REF_COPIED    1u
+#define REF_PLAIN     2u
 #define REF_MARK_BITS 2u
 
-#define REFMAP_REGION_BITS 15u
-#define REFMAP_REGION (UINT64_C(1) << REFMAP_REGION_BITS)
+#define REFMAP_REGION_BITS  15u
+#define REFMAP_REGION       (UINT64_C(1) << REFMAP_REGION_BITS)
 #define REFMAP_MAX_CLUSTERS (UINT64_C(1) << 36)
-#define REFMAP_GROUP 16u /* clusters in one word of the narrowest cells */
+#define REFMAP_GROUP        16u /* clusters in one word of the narrowest cells */
 
 struct refmap_region {
     uint64_t *words;     /* NULL: every count is zero */

@@ -147,8 +147,8 @@ static int snapshot_l1_sweep(struct check *c, bool report, struct qk_error *err)
 
 static int crypto_collect(struct check *c, struct qk_error *err)
 {
-    const struct header_extension *ext = header_extensions_find(image_extensions(c->img),
-                                                                HEXT_CRYPTO);
+    const struct header_extension *ext =
+        header_extensions_find(image_extensions(c->img), HEXT_CRYPTO);
     if (!ext || ext->len < 16)
         return 0;
     const struct root root = {load_be64(ext->data), load_be64(ext->data + 8), 1,
@@ -171,8 +171,8 @@ static int snapshot_l1_collect(struct check *c, struct qk_error *err)
 int roots_collect(struct check *c, struct qk_error *err)
 {
     static int (*const steps[])(struct check *, struct qk_error *) = {
-        header_collect, active_l1_collect, snapshots_collect, snapshot_l1_collect,
-        crypto_collect, bitmaps_collect,
+        header_collect,      active_l1_collect, snapshots_collect,
+        snapshot_l1_collect, crypto_collect,    bitmaps_collect,
     };
     for (size_t i = 0; i < ARRAY_SIZE(steps); i++) {
         int ret = steps[i](c, err);

@@ -10,9 +10,9 @@
 
 #include <stdio.h>
 
-#define ENTRY_HEAD_BYTES 40u
+#define ENTRY_HEAD_BYTES     40u
 #define ENTRY_V3_EXTRA_BYTES 16u /* vmstate size and disk size: required in version 3 */
-#define NAME_SHOWN 255u
+#define NAME_SHOWN           255u
 
 struct snapshot_entry {
     uint64_t off, l1_off;

@@ -139,7 +139,8 @@ struct walk {
     struct check *c;
     struct l2_table *t;
     uint64_t allocated, fragmented, compressed;
-    uint64_t expected_off; /* where the next cluster would be were it contiguous; 0: no cluster yet */
+    uint64_t
+        expected_off; /* where the next cluster would be were it contiguous; 0: no cluster yet */
 };
 
 static unsigned copied_mark(const struct walk *w, uint64_t raw)
@@ -237,8 +238,8 @@ static size_t batch_tables(const struct check *c)
 /* Tables that lie side by side in the file come with one read; false: read them one by one. */
 static bool read_adjacent(struct check *c, const struct l2_table *t, size_t n, uint8_t *buf)
 {
-    return io_read(c->file, t->cluster << c->g->cluster_bits, buf, n << c->g->cluster_bits,
-                   NULL) == 0;
+    return io_read(c->file, t->cluster << c->g->cluster_bits, buf, n << c->g->cluster_bits, NULL) ==
+           0;
 }
 
 static int walk_one(struct check *c, struct l2_table *t, const uint8_t *bytes, struct walk *sum,
