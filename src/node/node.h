@@ -61,6 +61,7 @@ struct node {
     char *base_name;           /* plain file at the bottom, NULL: none; names in it are relative
                                   to this file's directory */
     char *backing_full;        /* backing file name as resolved, NULL: none */
+    char *data_file;           /* external data file's name, made by qk_disk_info */
     struct snapshot_list *snapshots; /* read on first demand */
 };
 

@@ -386,6 +386,7 @@ int node_close(struct node *node, struct qk_error *err)
     free(node->shown_name);
     free(node->base_name);
     free(node->backing_full);
+    free(node->data_file);
     free(node);
     return ret;
 }

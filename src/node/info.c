@@ -1,0 +1,187 @@
+/*
+ * info.c - what is known of an open disk: qk_disk_info, qk_disk_snapshot and the change of size.
+ * Strings that are made on first demand are kept in the node, so that they live as long as it.
+ */
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "node/driver.h"
+#include "node/snapshots.h"
+
+#include <string.h>
+
+/* ---- information ------------------------------------------------------------------------- */
+
+static uint64_t or_unknown(int ret, uint64_t value)
+{
+    return ret < 0 ? QK_OFFSET_NONE : value;
+}
+
+static void fill_common(struct node *node, struct qk_info *info)
+{
+    uint64_t occupied = 0, length = 0;
+    struct qk_io *below = node_below(node);
+    info->name = node->shown_name;
+    info->format = node->driver->name;
+    info->virtual_size = node_size(node);
+    info->actual_size = or_unknown(io_allocated(&node->io, &occupied, NULL), occupied);
+    info->file_length = or_unknown(below ? io_size(below, &length, NULL) : -ENOTSUP, length);
+    info->read_only = !node->io.writable;
+    info->zero_init = node->io.zero_init;
+    info->can_zero = node->io.ops->zero;
+    info->can_discard = node->io.ops->discard;
+    info->probed = node->probed;
+}
+
+/* The resolved name was kept when the backing file was opened; else it is made now. */
+static const char *backing_full(struct node *node, const char *name)
+{
+    LOCK_SCOPE(&node->guard);
+    if (!node->backing_full)
+        chain_backing_name(node, name, &node->backing_full, NULL);
+    return node->backing_full;
+}
+
+static const char *extension_text(struct node *node, uint32_t type, char **kept)
+{
+    const struct header_extension *ext =
+        header_extensions_find(image_extensions(node->image), type);
+    LOCK_SCOPE(&node->guard);
+    if (ext && !*kept)
+        *kept = strndup((const char *)ext->data, ext->len);
+    return *kept;
+}
+
+static uint32_t bitmap_count(const struct image *img)
+{
+    const struct header_extension *ext =
+        header_extensions_find(image_extensions(img), HEXT_BITMAPS);
+    bool valid = image_header(img)->autoclear & AUTOCLEAR_BITMAPS;
+    return valid && ext && ext->len >= 4 ? load_be32(ext->data) : 0;
+}
+
+/* Where saved machine state begins: behind the last guest cluster that an L1 entry can cover. */
+static uint64_t vm_state_off(const struct image *img)
+{
+    const struct geometry *g = image_geometry(img);
+    uint64_t off;
+    if (!try_round_up(image_size(img), UINT64_C(1) << (g->cluster_bits + g->l2_bits), &off))
+        return QK_OFFSET_NONE;
+    return off;
+}
+
+static void fill_qcow2(struct node *node, struct qk_info *info)
+{
+    static const char *const encryption[] = {NULL, "aes", "luks"};
+    const struct header *h = image_header(node->image);
+    const struct geometry *g = image_geometry(node->image);
+    info->cluster_size = g->cluster_bytes;
+    info->encrypted = h->crypt_method != CRYPT_NONE;
+    info->dirty = h->incompatible & INCOMPAT_DIRTY;
+    info->backing_file = image_backing_name(node->image);
+    info->backing_format = image_backing_format(node->image);
+    if (info->backing_file)
+        info->backing_full = backing_full(node, info->backing_file);
+    info->snapshot_count = h->snapshot_count;
+    info->bitmap_count = bitmap_count(node->image);
+    info->vm_state_off = vm_state_off(node->image);
+    info->qcow2 = (struct qk_info_qcow2){
+        .version = h->version,
+        .refcount_bits = g->refcount_bits,
+        .compression_type = h->compression_type == COMPRESSION_ZSTD ? "zstd" : "zlib",
+        .lazy_refcounts = h->compatible & COMPAT_LAZY_REFCOUNTS,
+        .corrupt = h->incompatible & INCOMPAT_CORRUPT,
+        .extended_l2 = h->incompatible & INCOMPAT_EXTENDED_L2,
+        .data_file_raw = h->autoclear & AUTOCLEAR_DATA_FILE_RAW,
+        .data_file = extension_text(node, HEXT_DATA_FILE, &node->data_file),
+        .encryption = h->crypt_method < ARRAY_SIZE(encryption) ? encryption[h->crypt_method] : NULL,
+        .incompatible = h->incompatible,
+        .compatible = h->compatible,
+        .autoclear = h->autoclear,
+    };
+}
+
+int qk_disk_info(struct qk_disk *disk, struct qk_info *info, struct qk_error *err)
+{
+    struct qk_info full = QK_INFO_INIT;
+    size_t size = info->struct_size;
+    if (size < sizeof(size))
+        return qk_fail(err, -EINVAL, "struct_size of the information is not set");
+    fill_common(disk->node, &full);
+    if (disk->node->image)
+        fill_qcow2(disk->node, &full);
+    full.struct_size = size;
+    memcpy(info, &full, (size_t)min_u64(size, sizeof(full)));
+    return 0;
+}
+
+/* ---- snapshots --------------------------------------------------------------------------- */
+
+static int load_snapshots(struct node *node, struct qk_error *err)
+{
+    LOCK_SCOPE(&node->guard);
+    return node->snapshots ? 0 : snapshots_read(node->image, &node->snapshots, err);
+}
+
+int qk_disk_snapshot(struct qk_disk *disk, uint32_t index, struct qk_snapshot_info *info,
+                     struct qk_error *err)
+{
+    struct node *node = disk->node;
+    size_t size = info->struct_size;
+    if (!node->image || index >= image_header(node->image)->snapshot_count)
+        return qk_fail(err, -EINVAL, "There is no snapshot number %u", index);
+    int ret = load_snapshots(node, err);
+    if (ret < 0)
+        return ret;
+    const struct snapshot_row *row = &node->snapshots->row[index];
+    const struct qk_snapshot_info full = {
+        .struct_size = size,
+        .id = row->id,
+        .name = row->name,
+        .vm_state_size = row->vm_state_bytes,
+        .disk_size = row->disk_bytes,
+        .vm_clock_ns = row->vm_clock_ns,
+        .icount = row->icount,
+        .date_sec = row->date_sec,
+        .date_nsec = row->date_nsec,
+    };
+    memcpy(info, &full, (size_t)min_u64(size, sizeof(full)));
+    return 0;
+}
+
+/* ---- size -------------------------------------------------------------------------------- */
+
+static int change_size(struct node *node, uint64_t size, enum qk_prealloc prealloc, unsigned flags,
+                       struct qk_error *err)
+{
+    if (node->image)
+        return image_resize(node->image, size, prealloc, flags, err);
+    if (!node->io.ops->resize)
+        return qk_fail(err, -ENOTSUP, "Image format driver does not support resize");
+    /* a raw file is shared with other writers as QEMU does, but not while its length changes */
+    int ret = node_lock_also(node, ROLE_DISK, IO_PERM_RESIZE, err);
+    if (ret < 0)
+        return ret;
+    ret = io_resize(&node->io, size, prealloc, err);
+    int unlocked = node_lock(node, ROLE_DISK, ret < 0 ? NULL : err);
+    return ret < 0 ? ret : unlocked;
+}
+
+int qk_disk_resize(struct qk_disk *disk, uint64_t size, enum qk_prealloc prealloc, unsigned flags,
+                   struct qk_error *err)
+{
+    struct node *node = disk->node;
+    if (!node->io.writable)
+        return qk_fail(err, -EROFS, "opened read-only");
+    if (size < node_size(node) && !(flags & QK_RESIZE_SHRINK))
+        return qk_fail(err, -EINVAL,
+                       "The new size is smaller than the disk; shrinking must be "
+                       "asked for");
+    int ret = change_size(node, size, prealloc, flags, err);
+    if (ret == 0)
+        ret = io_size(&node->io, &size, err);
+    if (ret < 0)
+        return ret;
+    atomic_store(&node->size, round_up(size, 512));
+    return 0;
+}
