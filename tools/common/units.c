@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 static int out_of_range(const char *noun, uint64_t min, uint64_t max)
 {
@@ -17,10 +18,20 @@ static int out_of_range(const char *noun, uint64_t min, uint64_t max)
     return -ERANGE;
 }
 
+int size_value(const char *text, uint64_t *out)
+{
+    int ret = qk_parse_size(text, 'B', out);
+    const char *digits = text + strspn(text, " +");
+    if (!ret && digits[0] == '0' && strchr("xX", digits[1]) && digits[1] &&
+        digits[2 + strspn(digits + 2, "0123456789abcdefABCDEF")])
+        report_warning("Using a multiplier suffix on hex numbers is deprecated: %s", text);
+    return ret;
+}
+
 int size_parse(const char *noun, const char *text, uint64_t min, uint64_t max, uint64_t *out)
 {
     uint64_t value, limit = max ? max : INT64_MAX;
-    int ret = qk_parse_size(text, 'B', &value);
+    int ret = size_value(text, &value);
     if (ret == -ERANGE || (!ret && (value < min || value > limit)))
         return out_of_range(noun, min, limit);
     if (ret) {

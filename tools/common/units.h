@@ -12,6 +12,9 @@
  */
 int size_parse(const char *noun, const char *text, uint64_t min, uint64_t max, uint64_t *out);
 
+/* The same without messages but the warning that qemu-img has for "0x1k". */
+int size_value(const char *text, uint64_t *out);
+
 /* A plain unsigned number (decimal, 0x hexadecimal, 0 octal). Otherwise as size_parse. */
 int number_parse(const char *noun, const char *text, uint64_t min, uint64_t max, uint64_t *out);
 

@@ -4,6 +4,7 @@
  */
 #include "common/open.h"
 #include "common/report.h"
+#include "common/units.h"
 #include "img/commands.h"
 
 #include <errno.h>
@@ -67,7 +68,7 @@ static int parse_size(struct resize *resize, const char *text)
 {
     resize->sign = text[0] == '+' ? 1 : text[0] == '-' ? -1 : 0;
     resize->size_text = resize->sign ? text + 1 : text;
-    int ret = qk_parse_size(resize->size_text, 'B', &resize->size);
+    int ret = size_value(resize->size_text, &resize->size);
     if (ret == -ERANGE)
         report_error("Value '%s' is out of range for parameter 'size'", resize->size_text);
     else if (ret)
