@@ -1,0 +1,129 @@
+/*
+ * test_refcount.c - refcounts of every width: each position of a small block and the edges of
+ * large ones, neighbours untouched; used_bits against get for every start and length.
+ */
+#include "base/checked.h"
+#include "format/refcount.h"
+#include "test.h"
+
+static uint64_t rng_state = UINT64_C(0x2545f4914f6cdd1d);
+
+static uint64_t rng(void)
+{
+    rng_state ^= rng_state << 13;
+    rng_state ^= rng_state >> 7;
+    rng_state ^= rng_state << 17;
+    return rng_state;
+}
+
+static uint64_t max_of(unsigned order)
+{
+    return UINT64_MAX >> (64 - (1u << order));
+}
+
+/* The layout that the specification gives, written down once more bit by bit. */
+static uint64_t spec_get(const uint8_t *block, unsigned bits, uint64_t index)
+{
+    uint64_t v = 0;
+    if (bits < 8) {
+        for (unsigned b = 0; b < bits; b++) {
+            uint64_t at = index * bits + b;
+            v |= (uint64_t)(block[at / 8] >> (at % 8) & 1) << b;
+        }
+        return v;
+    }
+    for (unsigned b = 0; b < bits / 8; b++)
+        v = (bits == 8 ? 0 : v << 8) | block[index * (bits / 8) + b];
+    return v;
+}
+
+/* Sets one refcount in a block of `fill` and looks at all of them. */
+static void set_one(unsigned order, uint64_t index, uint64_t value, int fill)
+{
+    const struct refcount_ops *ops = refcount_ops(order);
+    const unsigned bits = 1u << order;
+    uint8_t block[512];
+    bool others_kept = true;
+    memset(block, fill, sizeof(block));
+    ops->set(block, index, value);
+    for (uint64_t i = 0; i < 512 * 8 / bits; i++) {
+        uint64_t expected = i == index ? value : fill ? max_of(order) : 0;
+        others_kept &= spec_get(block, bits, i) == expected && ops->get(block, i) == expected;
+    }
+    if (!CHECK(others_kept))
+        printf("    order %u, index %" PRIu64 ", value %" PRIu64 "\n", order, index, value);
+}
+
+static void every_position(unsigned order)
+{
+    const uint64_t count = 512 * 8 >> order, max = max_of(order);
+    for (uint64_t i = 0; i < count; i += order < 3 ? 13 : 1) {
+        set_one(order, i, 0, 0xff);
+        set_one(order, i, max, 0);
+        set_one(order, i, 1, 0xff);
+        set_one(order, i, rng() & max, 0);
+    }
+    set_one(order, count - 1, max, 0);
+    set_one(order, count - 1, 0, 0xff);
+}
+
+static void edges_of_large_blocks(unsigned order)
+{
+    const struct refcount_ops *ops = refcount_ops(order);
+    for (unsigned cluster_bits = 9; cluster_bits <= 21; cluster_bits++) {
+        size_t bytes = (size_t)1 << cluster_bits;
+        uint64_t last = bytes * 8 / (1u << order) - 1;
+        uint8_t *block = calloc(1, bytes + 8); /* 8 bytes behind must stay zero */
+        ops->set(block, 0, 1);
+        ops->set(block, last, max_of(order));
+        CHECK_EQ(ops->get(block, 0), 1);
+        CHECK(ops->get(block, last) == max_of(order));
+        CHECK_EQ(ops->get(block, last - 1), 0);
+        CHECK_MEM(block + bytes, "\0\0\0\0\0\0\0\0", 8);
+        free(block);
+    }
+}
+
+static void used_range(unsigned order, const uint8_t *block, uint64_t first, uint64_t count)
+{
+    const struct refcount_ops *ops = refcount_ops(order);
+    uint64_t out[9];
+    bool same = true;
+    memset(out, 0xa5, sizeof(out));
+    ops->used_bits(block, first, count, out);
+    for (uint64_t i = 0; i < round_up(count, 64); i++) {
+        bool used = i < count && ops->get(block, first + i) != 0;
+        same &= (out[i / 64] >> (i % 64) & 1) == used;
+    }
+    same &= out[round_up(count, 64) / 64] == UINT64_C(0xa5a5a5a5a5a5a5a5);
+    if (!CHECK(same))
+        printf("    order %u, first %" PRIu64 ", count %" PRIu64 "\n", order, first, count);
+}
+
+/* Sparse blocks, so that zero and not zero both occur at every width; the block is as long as
+ * what may be read, so that a sanitizer sees reads behind it. */
+static void used_bits(unsigned order)
+{
+    const struct refcount_ops *ops = refcount_ops(order);
+    const uint64_t count = 448;
+    uint8_t *block = calloc(1, div_round_up(count << order, 8));
+    for (uint64_t i = 0; i < count; i++)
+        if (rng() % 3 == 0)
+            ops->set(block, i, UINT64_C(1) << rng() % (1u << order));
+    for (uint64_t first = 0; first < 70; first++)
+        for (uint64_t n = 0; n <= count - first; n += n < 130 ? 1 : 63)
+            used_range(order, block, first, n);
+    for (uint64_t n = 0; n <= 200; n++)
+        used_range(order, block, count - n, n);
+    free(block);
+}
+
+int main(void)
+{
+    for (unsigned order = 0; order <= 6; order++) {
+        every_position(order);
+        edges_of_large_blocks(order);
+        used_bits(order);
+    }
+    return TEST_SUMMARY();
+}
