@@ -13,6 +13,18 @@ bitmap -h flag
 bitmap --help flag
 check -h flag
 check --help flag
+check -f format
+check --format format
+check --image-opts flag
+check --object object
+check --output output human json
+check -r text leaks all
+check --repair text leaks all
+check --explain flag
+check -T cache
+check -U flag
+check --force-share flag
+check -q flag
 commit -h flag
 commit --help flag
 compare -h flag
@@ -33,6 +45,7 @@ dd --help flag
 info -h flag
 info --help flag
 info -f format
+info --format format
 info --image-opts flag
 info --object object
 info --output output human json
@@ -48,6 +61,7 @@ rebase --help flag
 resize -h flag
 resize --help flag
 resize -f format
+resize --format format
 resize --image-opts flag
 resize --object object
 resize --preallocation text off metadata falloc full

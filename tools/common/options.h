@@ -76,7 +76,7 @@ struct opt_desc {
 
 /* Rows that many commands share. image_request_from() in open.h understands them. */
 #define OPT_FORMAT                                                                                 \
-    OPT_ROW_('f', NULL, "FMT", "format of the image (default: probe)", OPT_KIND_FORMAT)
+    OPT_ROW_('f', "format", "FMT", "format of the image (default: probe)", OPT_KIND_FORMAT)
 #define OPT_ROW_OBJECT                                                                             \
     OPT_ROW_(OPT_OBJECT, "object", "OBJDEF", "define an object, such as a secret", OPT_KIND_OBJECT)
 #define OPT_ROW_IMAGE_OPTS                                                                         \

@@ -127,20 +127,21 @@ static bool format_takes(const char *format, const char *option)
 /* Puts -b and -F among the options, when the format knows such a thing. */
 static int add_backing(struct create *create)
 {
-    static const char *const key[] = {"backing_file", "backing_fmt"}, *const noun[] = {"file",
-                                                                                       "format"};
+    static const struct {
+        const char *key, *noun;
+    } option[] = {{"backing_file", "file"}, {"backing_fmt", "file format"}};
     const char *value[] = {create->backing, create->backing_format};
     for (size_t i = 0; i < 2; i++) {
         if (!value[i])
             continue;
         if (qk_create_options(create->format, &(size_t){0}) &&
-            !format_takes(create->format, key[i])) {
+            !format_takes(create->format, option[i].key)) {
             report_error("%s: Backing %s not supported for file format '%s'", create->filename,
-                         noun[i], create->format);
+                         option[i].noun, create->format);
             return 1;
         }
-        keyvals_remove(&create->list, key[i]);
-        keyvals_add(&create->list, key[i], value[i]);
+        keyvals_remove(&create->list, option[i].key);
+        keyvals_add(&create->list, option[i].key, value[i]);
     }
     return 0;
 }
