@@ -296,9 +296,8 @@ static int judge_backing(struct create_plan *plan, struct qk_error *err)
     if (p->backing_file && !*p->backing_file)
         return qk_fail(err, -EINVAL, "Expected backing file name, got empty string");
     if (p->backing_file && strlen(p->backing_file) > QCOW2_MAX_BACKING_NAME)
-        return qk_fail(err, -EINVAL, "Could not assign backing file '%s' with format '%s': %s",
-                       p->backing_file, p->backing_format ? p->backing_format : "",
-                       strerror(EINVAL));
+        return qk_fail(err, -EINVAL, "Backing file name is longer than %d bytes",
+                       QCOW2_MAX_BACKING_NAME);
     if (p->backing_file && !p->backing_format)
         return qk_fail(err, -EINVAL, "Backing file specified without backing format");
     return 0;

@@ -12,20 +12,26 @@
 
 /* ---- information ------------------------------------------------------------------------- */
 
-static uint64_t or_unknown(int ret, uint64_t value)
+static uint64_t occupied_bytes(struct node *node)
 {
-    return ret < 0 ? QK_OFFSET_NONE : value;
+    uint64_t bytes;
+    return io_allocated(&node->io, &bytes, NULL) < 0 ? QK_OFFSET_NONE : bytes;
+}
+
+static uint64_t file_length(struct node *node)
+{
+    struct qk_io *below = node_below(node);
+    uint64_t bytes;
+    return !below || io_size(below, &bytes, NULL) < 0 ? QK_OFFSET_NONE : bytes;
 }
 
 static void fill_common(struct node *node, struct qk_info *info)
 {
-    uint64_t occupied = 0, length = 0;
-    struct qk_io *below = node_below(node);
     info->name = node->shown_name;
     info->format = node->driver->name;
     info->virtual_size = node_size(node);
-    info->actual_size = or_unknown(io_allocated(&node->io, &occupied, NULL), occupied);
-    info->file_length = or_unknown(below ? io_size(below, &length, NULL) : -ENOTSUP, length);
+    info->actual_size = occupied_bytes(node);
+    info->file_length = file_length(node);
     info->read_only = !node->io.writable;
     info->zero_init = node->io.zero_init;
     info->can_zero = node->io.ops->zero;

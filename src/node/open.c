@@ -126,9 +126,7 @@ static int expand_json(struct open_request *req, struct qk_error *err)
 static int driver_from_request(struct opening *o, struct qk_error *err)
 {
     const char *driver = options_take(&o->req->opts, "driver");
-    if (driver && o->req->format)
-        return qk_fail(err, -EINVAL, "Driver specified twice");
-    if (!driver)
+    if (o->req->format) /* wins over the driver that a json: name gives */
         driver = o->req->format;
     return driver ? find_driver(driver, &o->driver, err) : 0;
 }
