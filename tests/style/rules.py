@@ -13,7 +13,7 @@ ROOMS = {
     "image": "base io format codec",
     "check": "base io format codec image",
     "rescue": "base io format codec image check",
-    "node": "base io image",
+    "node": "base io image check",
     "job": "base node image",
     "export": "base node job check",
 }
