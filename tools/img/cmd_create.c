@@ -1,10 +1,12 @@
 /*
  * cmd_create.c - `create`: a new image. What the options mean, and what they become when they are
- * left out, is the library's (qk_create_resolve); the "Formatting" line and `-o help` are here.
+ * left out, is the library's (qk_create_resolve); the "Formatting" line is here, `-o help` in
+ * create_options.c.
  */
 #include "common/report.h"
 #include "common/units.h"
 #include "img/commands.h"
+#include "img/create_options.h"
 #include "qcowkit.h"
 
 #include <inttypes.h>
@@ -44,71 +46,6 @@ const struct cmd_desc desc_create = {
     .examples = examples,
 };
 
-/* ---- -o help ----------------------------------------------------------------------------- */
-
-/* Options of the file itself, which any format that lives in a file takes too. */
-static const struct qk_option_desc file_options[] = {
-    {"extent_size_hint", "size", "Extent size hint for the image file, 0 to disable", NULL, false},
-    {"nocow", "bool (on/off)", "Turn off copy-on-write (valid only on btrfs)", NULL, false},
-    {"preallocation", "str", "Preallocation mode (allowed values: off, falloc, full)", NULL, false},
-};
-
-static const struct qk_option_desc *find_option(const struct qk_option_desc *list, size_t count,
-                                                const char *name, size_t length)
-{
-    for (size_t i = 0; i < count; i++) {
-        if (strlen(list[i].name) == length && !strncmp(list[i].name, name, length))
-            return &list[i];
-    }
-    return NULL;
-}
-
-static int by_name(const void *a, const void *b)
-{
-    return strcmp(((const struct qk_option_desc *)a)->name,
-                  ((const struct qk_option_desc *)b)->name);
-}
-
-static void print_options(struct qk_option_desc *list, size_t count)
-{
-    qsort(list, count, sizeof(*list), by_name);
-    for (size_t i = 0; i < count; i++) {
-        TEXT_CLEANUP char *left = xprintf("  %s=<%s>", list[i].name, list[i].type);
-        printf("%-24s - %s", left, list[i].help);
-        if (list[i].default_text)
-            printf(" (default: %s)", list[i].default_text);
-        putchar('\n');
-    }
-}
-
-/* With a file name the options of the file come in, as they could be given too. */
-static int show_options(const char *filename, const char *format)
-{
-    size_t count, extra = sizeof(file_options) / sizeof(*file_options);
-    const struct qk_option_desc *own = qk_create_options(format, &count);
-    if (!own) {
-        report_error("Unknown file format '%s'", format);
-        return 1;
-    }
-    struct qk_option_desc *list = xmalloc((count + extra) * sizeof(*list));
-    memcpy(list, own, count * sizeof(*list));
-    size_t total = count;
-    for (size_t i = 0; filename && i < extra; i++) {
-        if (!find_option(own, count, file_options[i].name, strlen(file_options[i].name)))
-            list[total++] = file_options[i];
-    }
-    if (filename)
-        printf("Supported options:\n");
-    else
-        printf("Supported %s options:\n", format);
-    print_options(list, total);
-    free(list);
-    if (!filename)
-        printf("\nThe protocol level may support further options.\n"
-               "Specify the target filename to include those options.\n");
-    return 0;
-}
-
 /* ---- creating ---------------------------------------------------------------------------- */
 
 struct create {
@@ -116,35 +53,6 @@ struct create {
     struct keyvals list;
     bool unchecked, quiet;
 };
-
-static bool format_takes(const char *format, const char *option)
-{
-    size_t count;
-    const struct qk_option_desc *own = qk_create_options(format, &count);
-    return own && find_option(own, count, option, strlen(option));
-}
-
-/* Puts -b and -F among the options, when the format knows such a thing. */
-static int add_backing(struct create *create)
-{
-    static const struct {
-        const char *key, *noun;
-    } option[] = {{"backing_file", "file"}, {"backing_fmt", "file format"}};
-    const char *value[] = {create->backing, create->backing_format};
-    for (size_t i = 0; i < 2; i++) {
-        if (!value[i])
-            continue;
-        if (qk_create_options(create->format, &(size_t){0}) &&
-            !format_takes(create->format, option[i].key)) {
-            report_error("%s: Backing %s not supported for file format '%s'", create->filename,
-                         option[i].noun, create->format);
-            return 1;
-        }
-        keyvals_remove(&create->list, option[i].key);
-        keyvals_add(&create->list, option[i].key, value[i]);
-    }
-    return 0;
-}
 
 static int add_size(struct create *create, const char *text)
 {
@@ -203,14 +111,17 @@ static int gather(const struct opts *opts, struct create *create)
     if (status >= 0)
         return status;
     if (help)
-        return show_options(create->filename, create->format);
+        return create_show_options(create->filename, create->format);
     if (!create->filename)
         return usage_error("Expecting image file name");
     if (opts->operand_count > 1 && add_size(create, opts->operand[1]))
         return 1;
     if (opts->operand_count > 2)
         return usage_error("Unexpected argument: %s", opts->operand[2]);
-    return add_backing(create) ? 1 : -1;
+    TEXT_CLEANUP char *prefix = xprintf("%s: ", create->filename);
+    return create_add_backing(
+        &create->list,
+        &(struct create_backing){create->format, create->backing, create->backing_format, prefix});
 }
 
 int cmd_create(int argc, char **argv)
