@@ -39,7 +39,8 @@ struct image_options {
     unsigned overlap;           /* of enum overlap_bit */
     bool discard_to_file;       /* punch holes for freed clusters (discard=unmap) */
 };
-#define IMAGE_L2_CACHE_MAX (32u << 20)
+/* Covers 1 TiB with 64 KiB clusters; taken only as slices are used. */
+#define IMAGE_L2_CACHE_MAX (128u << 20)
 #define IMAGE_REFCOUNT_CACHE_BYTES (1u << 20)
 
 /*
