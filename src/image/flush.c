@@ -239,7 +239,8 @@ static int extend_file(struct image *img, struct qk_error *err)
 {
     LOCK_SCOPE(&img->alloc_lock);
     uint64_t size, want = img->end_clusters << img->g.cluster_bits;
-    if (!img->file->can_grow || img->length_clusters == img->end_clusters)
+    if (!img->file->can_grow || img->length_clusters == img->end_clusters ||
+        !__atomic_load_n(&img->writing_begun, __ATOMIC_RELAXED))
         return 0;
     int ret = io_size(img->file, &size, err);
     if (ret == 0 && size < want) {

@@ -102,7 +102,7 @@ static int measure_file(struct image *img, struct qk_error *err)
     if (ret < 0)
         return ret;
     img->end_clusters = div_round_up(size, img->g.cluster_bytes);
-    img->length_clusters = img->end_clusters;
+    img->length_clusters = size >> img->g.cluster_bits;
     img->limit_clusters = QCOW2_OFFSET_LIMIT >> img->g.cluster_bits;
     if (!img->file->can_grow)
         img->limit_clusters = size >> img->g.cluster_bits;
