@@ -174,6 +174,10 @@ static void report_cluster(struct check *c, uint64_t b, uint64_t cluster, uint64
         const struct finding f = {PROBLEM_REFCOUNT_OVERFLOW, off, QK_OFFSET_NONE,
                                   refmap_count(&c->refs, cluster), stored};
         sink_found(&c->sink, &f, cluster << c->g->cluster_bits);
+        sink_message(&c->sink,
+                     "Use qemu-img amend to increase the refcount entry width or qemu-img "
+                     "convert to create a clean copy if the image cannot be opened for "
+                     "writing");
     }
     if (stored == reference)
         return;

@@ -86,8 +86,9 @@ static int table_look(struct copied *p, struct l2_table *t, struct qk_error *err
     if (ret < 0)
         return ret;
     memcpy(p->buf + c->g->cluster_bytes, p->buf, c->g->cluster_bytes);
-    /* Something else that lies in the table's cluster would see a write too. */
-    bool may_write = p->repair && refmap_count(&c->refs, t->cluster) == t->refs;
+    /* A cluster with other users that makes a bad table is likely to be no table at all. */
+    bool alone = refmap_count(&c->refs, t->cluster) == t->refs;
+    bool may_write = p->repair && (alone || !(t->flags & L2_BAD));
     for (uint32_t i = 0; i < c->g->l2_entries; i++)
         entry_look(p, t, i, may_write);
     const struct table_write w = {off, c->g->cluster_bytes, p->buf, p->buf + c->g->cluster_bytes};
@@ -106,7 +107,8 @@ static bool l1_entry_look(struct copied *p, uint32_t i)
     const struct finding f = {PROBLEM_L1_COPIED, off,
                               (uint64_t)i << (c->g->l2_bits + c->g->cluster_bits), refcount == 1,
                               raw};
-    if (!p->repair || refmap_count(&c->refs, off >> c->g->cluster_bits) != 1) {
+    bool alone = refmap_count(&c->refs, off >> c->g->cluster_bits) == 1;
+    if (!p->repair || (!alone && c->l1_bad)) {
         sink_found(&c->sink, &f, (uint64_t)i, raw, refcount);
         return false;
     }

@@ -19,13 +19,12 @@ static unsigned wanted_actions(const struct check *c)
     return actions;
 }
 
+/* Damage that makes lowering refcounts pointless: the allocator would run into it. */
 static bool rebuild_needed(const struct check *c)
 {
-    for (unsigned id = 0; id < PROBLEM_COUNT; id++) {
-        if (c->sink.seen[id] && (problems[id].actions & ACT_REBUILD))
-            return true;
-    }
-    return false;
+    return c->sink.seen[PROBLEM_REFCOUNT_ZERO] || c->sink.seen[PROBLEM_REFTABLE_RESERVED] ||
+           c->sink.seen[PROBLEM_REFTABLE_UNALIGNED] || c->sink.seen[PROBLEM_REFBLOCK_SHARED] ||
+           c->sink.seen[PROBLEM_REFTABLE_UNREADABLE];
 }
 
 static bool blocks_unknown(const struct check *c)

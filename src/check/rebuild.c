@@ -25,7 +25,8 @@ struct rebuild {
     struct check *c;
     struct u64_vec blocks; /* cluster of each new block; 0: not needed */
     uint64_t table, table_clusters;
-    uint64_t end;        /* first cluster behind the file's last whole one, or what is placed */
+    uint64_t end;        /* one more than the last cluster, of the file or placed */
+    uint64_t room;       /* places are before this cluster: the file's last whole one */
     uint64_t from;       /* no free cluster for blocks before this one */
     bool in_order, grow; /* the rule of this try */
 };
@@ -35,11 +36,11 @@ static bool is_free(const struct rebuild *r, uint64_t cluster)
     return !refmap_count(&r->c->refs, cluster);
 }
 
-/* The first of n free clusters in a row from `at` on, all before r->end; UINT64_MAX: none. */
+/* The first of n free clusters in a row from `at` on that need no growth; UINT64_MAX: none. */
 static uint64_t find_free(const struct rebuild *r, uint64_t at, uint64_t n)
 {
     uint64_t run = 0;
-    while (at < r->end) {
+    while (at < r->room) {
         uint64_t word;
         if (!run && !(at % REFMAP_GROUP) && group_value(r->c, at, &word) > 0) {
             at += REFMAP_GROUP;
@@ -68,7 +69,7 @@ static int place(struct rebuild *r, uint64_t at, uint64_t n, uint64_t *cluster,
         int ret = refmap_grow(&c->refs, *cluster + n, err);
         if (ret < 0)
             return ret;
-        r->end = *cluster + n;
+        r->end = r->room = *cluster + n;
     }
     const struct refmap_span span = {*cluster, n};
     return refmap_add(&c->refs, span, 1, 0) < 0 ? qk_fail_nomem(err) : 0;
@@ -152,7 +153,8 @@ static void forget_places(struct rebuild *r)
         unplace(r, r->table, r->table_clusters);
     r->blocks.len = 0;
     r->table_clusters = r->from = 0;
-    r->end = r->c->file_bytes >> r->c->g->cluster_bits;
+    r->end = r->c->clusters;
+    r->room = r->c->file_bytes >> r->c->g->cluster_bits;
 }
 
 static int find_places(struct rebuild *r, struct qk_error *err)
@@ -167,8 +169,6 @@ static int find_places(struct rebuild *r, struct qk_error *err)
         forget_places(r);
         r->in_order = tries[i].in_order;
         r->grow = tries[i].grow;
-        if (r->grow) /* a partial last cluster becomes whole */
-            r->end = r->c->clusters;
         ret = place_all(r, err);
     }
     if (ret < 0)
