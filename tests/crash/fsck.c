@@ -1,0 +1,156 @@
+/*
+ * fsck.c - see fsck.h. Reads the format by the offsets of its specification (Format, sections
+ * "Header", "Refcounts", "L2 table entry").
+ */
+#include "fsck.h"
+#include "base/bytes.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+struct walk {
+    const uint8_t *bytes;
+    size_t len;
+    uint64_t cluster, clusters;
+    unsigned refcount_bits;
+    uint64_t reftable_off, reftable_entries;
+    uint16_t *refs;
+    struct fsck *out;
+};
+
+static const uint64_t offset_mask = 0x00fffffffffffe00u;
+#define COPIED (UINT64_C(1) << 63)
+
+static void __attribute__((format(printf, 2, 3))) corrupt(struct walk *w, const char *fmt, ...)
+{
+    va_list args;
+    if (w->out->corruptions++)
+        return;
+    va_start(args, fmt);
+    vsnprintf(w->out->text, sizeof(w->out->text), fmt, args);
+    va_end(args);
+}
+
+static uint64_t read_u64(struct walk *w, uint64_t off)
+{
+    return off <= w->len && w->len - off >= 8 ? load_be64(w->bytes + off) : 0;
+}
+
+static uint64_t refcount_in(const uint8_t *block, uint64_t index, unsigned bits)
+{
+    if (bits >= 8) {
+        uint64_t value = 0;
+        for (unsigned i = 0; i < bits / 8; i++)
+            value = value << 8 | block[index * bits / 8 + i];
+        return value;
+    }
+    unsigned shift = (unsigned)(index * bits % 8);
+    return block[index * bits / 8] >> shift & ((1u << bits) - 1);
+}
+
+static uint64_t refcount_of(struct walk *w, uint64_t cluster)
+{
+    uint64_t per_block = w->cluster * 8 / w->refcount_bits;
+    if (cluster / per_block >= w->reftable_entries)
+        return 0;
+    uint64_t block = read_u64(w, w->reftable_off + cluster / per_block * 8) & offset_mask;
+    if (!block || block + w->cluster > w->len)
+        return 0;
+    return refcount_in(w->bytes + block, cluster % per_block, w->refcount_bits);
+}
+
+/* A structure of `len` bytes at off is in use. The last cluster of the file may be cut short. */
+static bool use(struct walk *w, uint64_t off, uint64_t len, const char *what)
+{
+    uint64_t first = off / w->cluster, last = (off + len + w->cluster - 1) / w->cluster;
+    if (off % w->cluster || last > w->clusters) {
+        corrupt(w, "%s at %#llx is unaligned or outside the file", what, (unsigned long long)off);
+        return false;
+    }
+    for (uint64_t i = first; i < last; i++)
+        w->refs[i]++;
+    return true;
+}
+
+static void check_copied(struct walk *w, uint64_t entry, const char *what)
+{
+    uint64_t off = entry & offset_mask;
+    if (off && !(entry & COPIED) != (refcount_of(w, off / w->cluster) != 1))
+        corrupt(w, "%s for %#llx: COPIED is wrong, refcount %llu", what, (unsigned long long)off,
+                (unsigned long long)refcount_of(w, off / w->cluster));
+}
+
+static void walk_l2(struct walk *w, uint64_t table)
+{
+    for (uint64_t i = 0; i < w->cluster / 8; i++) {
+        uint64_t entry = read_u64(w, table + i * 8);
+        if (!(entry & offset_mask))
+            continue;
+        check_copied(w, entry, "L2 entry");
+        use(w, entry & offset_mask, w->cluster, "data cluster");
+    }
+}
+
+static void walk_l1(struct walk *w, uint64_t l1_off, uint32_t entries)
+{
+    if (entries && !use(w, l1_off, (uint64_t)entries * 8, "L1 table"))
+        return;
+    for (uint32_t i = 0; i < entries; i++) {
+        uint64_t entry = read_u64(w, l1_off + (uint64_t)i * 8);
+        check_copied(w, entry, "L1 entry");
+        if ((entry & offset_mask) && use(w, entry & offset_mask, w->cluster, "L2 table"))
+            walk_l2(w, entry & offset_mask);
+    }
+}
+
+static void walk_refcounts(struct walk *w)
+{
+    use(w, w->reftable_off, w->reftable_entries * 8, "refcount table");
+    for (uint64_t i = 0; i < w->reftable_entries; i++) {
+        uint64_t block = read_u64(w, w->reftable_off + i * 8) & offset_mask;
+        if (block)
+            use(w, block, w->cluster, "refcount block");
+    }
+}
+
+static void compare(struct walk *w)
+{
+    for (uint64_t i = 0; i < w->clusters; i++) {
+        uint64_t refcount = refcount_of(w, i);
+        if (w->refs[i] > 1)
+            corrupt(w, "cluster %llu is used %u times", (unsigned long long)i, w->refs[i]);
+        if (refcount < w->refs[i])
+            corrupt(w, "cluster %llu: refcount %llu, %u references", (unsigned long long)i,
+                    (unsigned long long)refcount, w->refs[i]);
+        else if (refcount > w->refs[i])
+            w->out->leaks++;
+    }
+}
+
+bool fsck_run(const uint8_t *bytes, size_t len, struct fsck *out)
+{
+    *out = (struct fsck){0};
+    if (len < 104 || load_be32(bytes) != 0x514649fb)
+        return false;
+    struct walk w = {.bytes = bytes, .len = len, .out = out, .refcount_bits = 16};
+    w.cluster = UINT64_C(1) << load_be32(bytes + 20);
+    w.clusters = (len + w.cluster - 1) / w.cluster;
+    w.reftable_off = load_be64(bytes + 48);
+    w.reftable_entries = load_be32(bytes + 56) * w.cluster / 8;
+    if (load_be32(bytes + 4) >= 3) {
+        w.refcount_bits = 1u << load_be32(bytes + 96);
+        out->dirty = load_be64(bytes + 72) & 1;
+    }
+    if (out->dirty)
+        return true;
+    w.refs = calloc(w.clusters, sizeof(*w.refs));
+    if (!w.refs)
+        abort();
+    use(&w, 0, 1, "header");
+    walk_l1(&w, load_be64(bytes + 40), load_be32(bytes + 36));
+    walk_refcounts(&w);
+    compare(&w);
+    free(w.refs);
+    return true;
+}

@@ -1,0 +1,64 @@
+/*
+ * recorder.h - runs a workload on an image that lies in memory behind a stack of filters, and keeps
+ * the model of what the guest has done. Operations may fail (injected faults): the model then
+ * allows the old and the new content, and `errors` counts.
+ */
+#ifndef QK_CRASH_RECORDER_H
+#define QK_CRASH_RECORDER_H
+
+#include "image/image.h"
+#include "model.h"
+
+struct recorder;
+
+struct workload {
+    const char *name;
+    struct create_params create;
+    struct image_options options; /* writable is set by the recorder */
+    uint64_t max_bytes;           /* of the disk, after resizing */
+    uint64_t backing_bytes;       /* 0: no backing file */
+    uint32_t seed;
+    bool logs_creation; /* crashes during creation are part of it */
+    void (*run)(struct recorder *rec);
+};
+extern const struct workload workloads[];
+extern const size_t workload_count;
+
+struct recorder {
+    const struct workload *w;
+    struct qk_io *file;    /* what the image is opened on: top of the filters */
+    struct qk_io *mem;     /* the bottom of them */
+    struct qk_io *backing; /* NULL: none */
+    struct image *img;     /* NULL: closed, or opening failed */
+    struct model model;
+    uint64_t random;
+    size_t (*log_position)(struct recorder *rec); /* NULL: there is no log */
+    unsigned errors;                              /* operations that failed */
+    struct qk_error error;                        /* of the last of them */
+};
+
+/* Makes the backing store and the model; the recorder's file and mem come from the caller. */
+void recorder_init(struct recorder *rec, const struct workload *w);
+/* Writes the new image (through rec->file) and opens it. Negative on failure. */
+int recorder_create(struct recorder *rec);
+/* Opens rec->file for writing; repairs what is dirty first. */
+int recorder_open(struct recorder *rec);
+/* Counts as a flush when it succeeds. */
+int recorder_close(struct recorder *rec);
+/* Frees model and backing; closes an open image without writing. Not file and mem. */
+void recorder_free(struct recorder *rec);
+
+uint32_t rec_random(struct recorder *rec, uint32_t below);
+int rec_write(struct recorder *rec, uint64_t off, uint64_t len);
+int rec_zero(struct recorder *rec, uint64_t off, uint64_t len, unsigned flags);
+int rec_discard(struct recorder *rec, uint64_t off, uint64_t len);
+int rec_flush(struct recorder *rec);
+int rec_resize(struct recorder *rec, uint64_t size, enum qk_prealloc prealloc);
+int rec_reopen(struct recorder *rec);
+
+/* Reads the whole disk and compares with what is allowed at the moment. Returns the number of
+ * wrong sectors, the first one described in text. */
+unsigned recorder_verify(struct image *img, const struct model *m, struct moment at, char *text,
+                         size_t size);
+
+#endif

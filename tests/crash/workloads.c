@@ -1,0 +1,193 @@
+/*
+ * workloads.c - what the simulated guests do: each row of the table is an image and a function
+ * that drives it. Small clusters and disks, so that refcount blocks, tables and caches change often
+ * and a state takes a millisecond to check.
+ */
+#include "base/checked.h"
+#include "recorder.h"
+
+enum { K = 1024, M = 1024 * K };
+
+/* ---- what they do ---- */
+
+static uint64_t somewhere(struct recorder *rec, uint32_t align)
+{
+    return round_down(rec_random(rec, (uint32_t)rec->model.size), align);
+}
+
+static void write_some(struct recorder *rec, uint32_t align, uint32_t max)
+{
+    uint64_t off = somewhere(rec, align);
+    rec_write(rec, off, align * (uint64_t)(1 + rec_random(rec, max / align)));
+}
+
+static void run_alloc(struct recorder *rec)
+{
+    for (int i = 0; i < 120; i++) {
+        write_some(rec, 512, 6 * K);
+        if (i % 11 == 10)
+            rec_flush(rec);
+    }
+}
+
+/* Bytes, not sectors. */
+static void run_overwrite(struct recorder *rec)
+{
+    rec_write(rec, 0, rec->model.size / 2);
+    rec_flush(rec);
+    for (int i = 0; i < 160; i++) {
+        write_some(rec, 1, 3 * K);
+        if (i % 13 == 12)
+            rec_flush(rec);
+    }
+}
+
+static void run_zero(struct recorder *rec)
+{
+    for (int i = 0; i < 160; i++) {
+        uint64_t off = somewhere(rec, 512);
+        if (i % 2)
+            rec_zero(rec, off, 512 * (1 + rec_random(rec, 24)), i % 4 == 1 ? IO_ZERO_UNMAP : 0);
+        else
+            write_some(rec, 512, 8 * K);
+        if (i % 9 == 8)
+            rec_flush(rec);
+    }
+}
+
+/* Frees here what is written there right after: freed clusters must not come back too early. */
+static void run_discard_reuse(struct recorder *rec)
+{
+    rec_write(rec, 0, rec->model.size / 2);
+    rec_flush(rec);
+    for (int i = 0; i < 150; i++) {
+        rec_discard(rec, somewhere(rec, 2 * K), 2 * K * (1 + rec_random(rec, 4)));
+        write_some(rec, 2 * K, 8 * K);
+        if (i % 10 == 9)
+            rec_flush(rec);
+    }
+}
+
+/* Sequential writes until blocks and table have grown several times. */
+static void run_refcount_growth(struct recorder *rec)
+{
+    uint64_t step = rec->model.size / 96;
+    for (uint64_t off = 0; off < rec->model.size; off += step) {
+        rec_write(rec, off, step);
+        if (off / step % 7 == 6)
+            rec_flush(rec);
+    }
+    rec_flush(rec);
+    rec_discard(rec, 0, rec->model.size / 2);
+    rec_flush(rec);
+    for (int i = 0; i < 30; i++)
+        write_some(rec, 512, 16 * K);
+    rec_flush(rec);
+}
+
+static void run_resize(struct recorder *rec)
+{
+    for (int i = 0; i < 14; i++) {
+        for (int n = 0; n < 6; n++)
+            write_some(rec, 512, 8 * K);
+        if (i % 3 == 1)
+            rec_flush(rec);
+        uint64_t more = 512 * (uint64_t)(1 + rec_random(rec, 200));
+        rec_resize(rec, min_u64(rec->model.size + more, rec->model.max_bytes),
+                   i % 4 == 3 && !rec->backing ? QK_PREALLOC_METADATA : QK_PREALLOC_OFF);
+    }
+    rec_flush(rec);
+}
+
+static void run_mixed(struct recorder *rec)
+{
+    for (int i = 0; i < 220; i++) {
+        uint32_t what = rec_random(rec, 20);
+        uint64_t off = somewhere(rec, what % 3 ? 512 : 1);
+        uint64_t len = 1 + rec_random(rec, what == 0 ? 60 * K : 6 * K);
+        if (what < 11)
+            rec_write(rec, off, what < 8 ? round_up(len, 512) : len);
+        else if (what < 13)
+            rec_zero(rec, off, len, what == 11 ? IO_ZERO_UNMAP : 0);
+        else if (what < 16)
+            rec_discard(rec, off, len * 2);
+        else if (what < 18)
+            rec_flush(rec);
+        else if (what < 19)
+            write_some(rec, 512, 1 * K);
+        else if (rec_random(rec, 3) == 0)
+            rec_reopen(rec);
+    }
+}
+
+/* Many closings: header bits, the dirty bit of lazy refcounts. */
+static void run_reopen(struct recorder *rec)
+{
+    for (int i = 0; i < 16; i++) {
+        for (int n = 0; n < 6; n++)
+            write_some(rec, 512, 5 * K);
+        if (i % 3 == 0)
+            rec_discard(rec, somewhere(rec, 512), 16 * K);
+        if (i % 4 == 2)
+            rec_flush(rec);
+        rec_reopen(rec);
+    }
+}
+
+/* A cache of a few slices: metadata goes out between flushes. */
+static void run_tiny_cache(struct recorder *rec)
+{
+    for (int i = 0; i < 150; i++) {
+        write_some(rec, 512, 4 * K);
+        if (i % 5 == 4)
+            rec_discard(rec, somewhere(rec, 512), 4 * K);
+        if (i % 40 == 39)
+            rec_flush(rec);
+    }
+}
+
+/* ---- on which images ---- */
+
+/* Short names for a row's image: size, version, cluster bits, refcount order. */
+#define IMAGE(size_, version_, cluster_bits_, order_)                                              \
+    .create.size_bytes = (size_), .create.version = (version_),                                    \
+    .create.cluster_bits = (cluster_bits_), .create.refcount_order = (order_),                     \
+    .options = {.lazy_refcounts = -1, .overlap = OVERLAP_CACHED}
+
+const struct workload workloads[] = {
+    {"alloc", IMAGE(512 * K, 3, 9, 4), .seed = 1, .run = run_alloc},
+    {"alloc-4k", IMAGE(1 * M, 3, 12, 4), .seed = 2, .run = run_alloc},
+    {"overwrite", IMAGE(256 * K, 3, 11, 4), .seed = 3, .run = run_overwrite},
+    {"zero", IMAGE(256 * K, 3, 11, 4), .seed = 4, .run = run_zero},
+    {"zero-backing", IMAGE(256 * K, 3, 10, 3), .backing_bytes = 200 * K, .seed = 5,
+     .run = run_zero},
+    {"discard-reuse", IMAGE(256 * K, 3, 11, 4), .seed = 6, .run = run_discard_reuse},
+    {"discard-v2", IMAGE(256 * K, 2, 11, 4), .seed = 7, .run = run_discard_reuse},
+    {"discard-backing", IMAGE(256 * K, 3, 11, 4), .backing_bytes = 256 * K, .seed = 8,
+     .run = run_discard_reuse},
+    {"discard-v2-backing", IMAGE(256 * K, 2, 11, 4), .backing_bytes = 256 * K, .seed = 9,
+     .run = run_discard_reuse},
+    {"refcount-growth", IMAGE(1536 * K, 3, 9, 6), .seed = 10, .run = run_refcount_growth},
+    {"refcount-growth-1", IMAGE(1 * M, 3, 9, 0), .seed = 11, .run = run_refcount_growth},
+    {"cow", IMAGE(512 * K, 3, 13, 4), .backing_bytes = 500 * K, .seed = 12, .run = run_alloc},
+    {"resize", IMAGE(64 * K, 3, 9, 5), .max_bytes = 1 * M, .seed = 13, .run = run_resize},
+    {"resize-backing", IMAGE(64 * K, 3, 10, 1), .max_bytes = 1 * M, .backing_bytes = 300 * K,
+     .seed = 14, .run = run_resize},
+    {"lazy", IMAGE(512 * K, 3, 9, 4), .create.lazy_refcounts = true, .seed = 15, .run = run_reopen},
+    {"lazy-mixed", IMAGE(256 * K, 3, 10, 4), .create.lazy_refcounts = true,
+     .backing_bytes = 100 * K, .seed = 16, .run = run_mixed},
+    {"prealloc-metadata", IMAGE(512 * K, 3, 10, 4), .create.prealloc = QK_PREALLOC_METADATA,
+     .seed = 17, .run = run_mixed},
+    {"create", IMAGE(512 * K, 3, 9, 4), .logs_creation = true, .seed = 18, .run = run_reopen},
+    {"create-prealloc", IMAGE(512 * K, 3, 9, 2), .create.prealloc = QK_PREALLOC_FULL,
+     .logs_creation = true, .seed = 19, .run = run_alloc},
+    {"mixed", IMAGE(384 * K, 3, 9, 4), .seed = 20, .run = run_mixed},
+    {"mixed-v2", IMAGE(384 * K, 2, 10, 4), .backing_bytes = 300 * K, .seed = 21, .run = run_mixed},
+    {"mixed-64k", IMAGE(2 * M, 3, 16, 4), .seed = 22, .run = run_mixed},
+    {"mixed-punch", IMAGE(384 * K, 3, 12, 2), .options.discard_to_file = true, .seed = 23,
+     .run = run_mixed},
+    {"tiny-cache", IMAGE(512 * K, 3, 9, 4), .options.l2_cache_bytes = 2 * K,
+     .options.l2_slice_bytes = 512, .options.refcount_cache_bytes = 2 * K, .seed = 24,
+     .run = run_tiny_cache},
+};
+const size_t workload_count = ARRAY_SIZE(workloads);
