@@ -91,14 +91,6 @@ int alloc_clusters(struct image *img, uint64_t want, struct cluster_run *run, st
     return ret < 0 ? ret : take(img, run, err);
 }
 
-void alloc_undo(struct image *img, struct cluster_run run)
-{
-    LOCK_SCOPE(&img->alloc_lock);
-    /* A failure leaks. */
-    if (refcount_add(img, run, -1, NULL) == 0)
-        alloc_unreserve(img, run);
-}
-
 int free_queue_locked(struct image *img, struct cluster_run run, struct qk_error *err)
 {
     struct cluster_run_vec *q = &img->queued_frees;
@@ -157,6 +149,16 @@ static void trim_end(struct image *img, uint64_t freed_end)
     __atomic_store_n(&img->end_clusters, end, __ATOMIC_RELAXED);
     if (img->fresh_from != UINT64_MAX)
         img->fresh_from = end;
+}
+
+void alloc_undo(struct image *img, struct cluster_run run)
+{
+    LOCK_SCOPE(&img->alloc_lock);
+    /* A failure leaks. */
+    if (refcount_add(img, run, -1, NULL) < 0)
+        return;
+    alloc_unreserve(img, run);
+    trim_end(img, run.first + run.count);
 }
 
 int free_release(struct image *img, const struct cluster_run_vec *runs, struct qk_error *err)

@@ -33,7 +33,7 @@ static const char *missing_feature(const struct image *img)
 static int judge_features(const struct image *img, struct qk_error *err)
 {
     const char *missing = missing_feature(img);
-    if (missing && !img->opts.for_check)
+    if (missing && !img->opts.for_check && !img->opts.describe)
         return qk_fail_at(err, -ENOTSUP, WHERE(img->file->name, "header", 72),
                           "the image uses a feature that this version does not have: %s", missing);
     if (img->opts.writable && !img->opts.for_check && img->h.incompatible & INCOMPAT_CORRUPT)

@@ -32,6 +32,8 @@ enum overlap_bit {
 struct image_options {
     bool writable;
     bool for_check;             /* tolerate corrupt bit and damage that a check can describe */
+    bool describe;              /* only facts will be asked for: no guest data, so that a feature
+                                   which concerns that is no obstacle */
     uint64_t l2_cache_bytes;    /* 0: sized to the disk, at most IMAGE_L2_CACHE_MAX */
     uint32_t l2_slice_bytes;    /* 0: 4096, at most a cluster */
     uint64_t refcount_cache_bytes; /* 0: IMAGE_REFCOUNT_CACHE_BYTES */
