@@ -35,17 +35,17 @@ static inline void scope_unlock(pthread_mutex_t **m)
 }
 
 #define QK_PASTE2(a_, b_) a_##b_
-#define QK_PASTE(a_, b_) QK_PASTE2(a_, b_)
-#define LOCK_SCOPE(m_)                                                               \
-    __attribute__((cleanup(scope_unlock), unused)) pthread_mutex_t *QK_PASTE(        \
+#define QK_PASTE(a_, b_)  QK_PASTE2(a_, b_)
+#define LOCK_SCOPE(m_)                                                                             \
+    __attribute__((cleanup(scope_unlock), unused)) pthread_mutex_t *QK_PASTE(                      \
         scope_lock_, __LINE__) = scope_lock(m_)
 
 /* Hands a CLEANUP_FREE pointer over to the caller: return TAKE(p). */
-#define TAKE(p_)                        \
-    __extension__({                     \
-        __typeof__(p_) taken_ = (p_);   \
-        (p_) = NULL;                    \
-        taken_;                         \
+#define TAKE(p_)                                                                                   \
+    __extension__({                                                                                \
+        __typeof__(p_) taken_ = (p_);                                                              \
+        (p_) = NULL;                                                                               \
+        taken_;                                                                                    \
     })
 
 #endif

@@ -23,7 +23,7 @@ static void fill(struct qk_error *err, int code, const struct where *where, cons
     vsnprintf(err->text, sizeof(err->text), fmt, args);
 }
 
-int (qk_fail)(struct qk_error *err, int code, const char *fmt, ...)
+int(qk_fail)(struct qk_error *err, int code, const char *fmt, ...)
 {
     if (err) {
         va_list args;
@@ -34,7 +34,7 @@ int (qk_fail)(struct qk_error *err, int code, const char *fmt, ...)
     return code;
 }
 
-int (qk_fail_at)(struct qk_error *err, int code, const struct where *where, const char *fmt, ...)
+int(qk_fail_at)(struct qk_error *err, int code, const struct where *where, const char *fmt, ...)
 {
     if (err) {
         va_list args;
@@ -45,7 +45,7 @@ int (qk_fail_at)(struct qk_error *err, int code, const struct where *where, cons
     return code;
 }
 
-int (qk_fail_errno)(struct qk_error *err, int code, const char *fmt, ...)
+int(qk_fail_errno)(struct qk_error *err, int code, const char *fmt, ...)
 {
     if (err) {
         va_list args;

@@ -16,7 +16,7 @@ struct where {
     const char *structure;
     uint64_t off;
 };
-#define WHERE(file_, structure_, off_) \
+#define WHERE(file_, structure_, off_)                                                             \
     (&(const struct where){.file = (file_), .structure = (structure_), .off = (off_)})
 
 /* Fills err (when not NULL) and returns code, a negative errno. */
@@ -29,14 +29,14 @@ int qk_fail_errno(struct qk_error *err, int code, const char *fmt, ...) QK_PRINT
 
 /* The same functions; the compiler sees that what is returned is `code`, so that it can tell that
  * a caller's early return leaves nothing uninitialized behind. */
-#define QK_RETURNS_CODE(call_, err_, code_, ...)                \
-    __extension__({                                             \
-        const int returned_code_ = (code_);                     \
-        (void)call_((err_), returned_code_, __VA_ARGS__);       \
-        returned_code_;                                         \
+#define QK_RETURNS_CODE(call_, err_, code_, ...)                                                   \
+    __extension__({                                                                                \
+        const int returned_code_ = (code_);                                                        \
+        (void)call_((err_), returned_code_, __VA_ARGS__);                                          \
+        returned_code_;                                                                            \
     })
-#define qk_fail(err_, code_, ...) QK_RETURNS_CODE((qk_fail), err_, code_, __VA_ARGS__)
-#define qk_fail_at(err_, code_, ...) QK_RETURNS_CODE((qk_fail_at), err_, code_, __VA_ARGS__)
+#define qk_fail(err_, code_, ...)       QK_RETURNS_CODE((qk_fail), err_, code_, __VA_ARGS__)
+#define qk_fail_at(err_, code_, ...)    QK_RETURNS_CODE((qk_fail_at), err_, code_, __VA_ARGS__)
 #define qk_fail_errno(err_, code_, ...) QK_RETURNS_CODE((qk_fail_errno), err_, code_, __VA_ARGS__)
 
 /* -ENOMEM with its text. */

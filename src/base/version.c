@@ -2,7 +2,7 @@
 #include "qcowkit.h"
 
 #define TEXT2(x_) #x_
-#define TEXT(x_) TEXT2(x_)
+#define TEXT(x_)  TEXT2(x_)
 
 const char *qk_version(void)
 {

@@ -11,14 +11,14 @@
 
 #include <stdbool.h>
 
-#define ENTRY_COPIED (UINT64_C(1) << 63)
-#define ENTRY_COMPRESSED (UINT64_C(1) << 62)
-#define ENTRY_ZERO UINT64_C(1)
-#define L1_OFFSET_MASK UINT64_C(0x00fffffffffffe00)
-#define L1_RESERVED_MASK UINT64_C(0x7f000000000001ff)
-#define L2_OFFSET_MASK UINT64_C(0x00fffffffffffe00)
-#define L2_RESERVED_MASK UINT64_C(0x3f000000000001fe)
-#define REFTABLE_OFFSET_MASK UINT64_C(0xfffffffffffffe00)
+#define ENTRY_COPIED           (UINT64_C(1) << 63)
+#define ENTRY_COMPRESSED       (UINT64_C(1) << 62)
+#define ENTRY_ZERO             UINT64_C(1)
+#define L1_OFFSET_MASK         UINT64_C(0x00fffffffffffe00)
+#define L1_RESERVED_MASK       UINT64_C(0x7f000000000001ff)
+#define L2_OFFSET_MASK         UINT64_C(0x00fffffffffffe00)
+#define L2_RESERVED_MASK       UINT64_C(0x3f000000000001fe)
+#define REFTABLE_OFFSET_MASK   UINT64_C(0xfffffffffffffe00)
 #define REFTABLE_RESERVED_MASK UINT64_C(0x1ff)
 
 /* What a guest cluster (or subcluster) is. */
@@ -29,12 +29,12 @@ enum cluster_kind {
     CLUSTER_NORMAL,
     CLUSTER_COMPRESSED,
     CLUSTER_UNALLOCATED_ALLOC, /* subcluster only: host cluster there, this part unallocated */
-    CLUSTER_INVALID,     /* contradicts itself */
+    CLUSTER_INVALID,           /* contradicts itself */
 };
 
 struct l2_entry {
-    uint64_t raw;        /* first 8 bytes, host-endian */
-    uint64_t bitmap;     /* extended only: bits 0-31 allocated, 32-63 reads as zero */
+    uint64_t raw;    /* first 8 bytes, host-endian */
+    uint64_t bitmap; /* extended only: bits 0-31 allocated, 32-63 reads as zero */
 };
 
 /* Loads and stores entry `index` of a table (or slice) of big-endian entries. */

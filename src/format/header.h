@@ -11,18 +11,18 @@
 
 #include <stdbool.h>
 
-#define QCOW2_MAGIC UINT32_C(0x514649fb)
-#define QCOW2_V2_HEADER_BYTES 72
-#define QCOW2_V3_HEADER_BYTES 104 /* without the optional fields */
-#define QCOW2_FULL_HEADER_BYTES 112 /* with the compression type, padded */
-#define QCOW2_MIN_CLUSTER_BITS 9
-#define QCOW2_MAX_CLUSTER_BITS 21
+#define QCOW2_MAGIC              UINT32_C(0x514649fb)
+#define QCOW2_V2_HEADER_BYTES    72
+#define QCOW2_V3_HEADER_BYTES    104 /* without the optional fields */
+#define QCOW2_FULL_HEADER_BYTES  112 /* with the compression type, padded */
+#define QCOW2_MIN_CLUSTER_BITS   9
+#define QCOW2_MAX_CLUSTER_BITS   21
 #define QCOW2_MAX_REFCOUNT_ORDER 6
-#define QCOW2_MAX_BACKING_NAME 1023
-#define QCOW2_MAX_L1_BYTES (32u << 20)       /* QEMU's limits, kept for interchange */
+#define QCOW2_MAX_BACKING_NAME   1023
+#define QCOW2_MAX_L1_BYTES       (32u << 20) /* QEMU's limits, kept for interchange */
 #define QCOW2_MAX_REFTABLE_BYTES (8u << 20)
-#define QCOW2_MAX_SNAPSHOTS 65536
-#define QCOW2_OFFSET_LIMIT (UINT64_C(1) << 56) /* host offsets have 56 bits */
+#define QCOW2_MAX_SNAPSHOTS      65536
+#define QCOW2_OFFSET_LIMIT       (UINT64_C(1) << 56) /* host offsets have 56 bits */
 
 enum incompatible_feature {
     INCOMPAT_DIRTY = 1u << 0,
@@ -33,19 +33,22 @@ enum incompatible_feature {
     INCOMPAT_KNOWN = 31u,
 };
 enum compatible_feature { COMPAT_LAZY_REFCOUNTS = 1u << 0, COMPAT_KNOWN = 1u };
-enum autoclear_feature { AUTOCLEAR_BITMAPS = 1u << 0, AUTOCLEAR_DATA_FILE_RAW = 1u << 1,
-                         AUTOCLEAR_KNOWN = 3u };
+enum autoclear_feature {
+    AUTOCLEAR_BITMAPS = 1u << 0,
+    AUTOCLEAR_DATA_FILE_RAW = 1u << 1,
+    AUTOCLEAR_KNOWN = 3u
+};
 
 enum crypt_method { CRYPT_NONE = 0, CRYPT_AES = 1, CRYPT_LUKS = 2 };
 enum compression_type { COMPRESSION_ZLIB = 0, COMPRESSION_ZSTD = 1 };
 
 /* header extension types */
-#define HEXT_END UINT32_C(0)
+#define HEXT_END            UINT32_C(0)
 #define HEXT_BACKING_FORMAT UINT32_C(0xe2792aca)
-#define HEXT_FEATURE_NAMES UINT32_C(0x6803f857)
-#define HEXT_BITMAPS UINT32_C(0x23852875)
-#define HEXT_CRYPTO UINT32_C(0x0537be77)
-#define HEXT_DATA_FILE UINT32_C(0x44415441)
+#define HEXT_FEATURE_NAMES  UINT32_C(0x6803f857)
+#define HEXT_BITMAPS        UINT32_C(0x23852875)
+#define HEXT_CRYPTO         UINT32_C(0x0537be77)
+#define HEXT_DATA_FILE      UINT32_C(0x44415441)
 
 /* All fixed fields. Version 2 images read with the defaults that the specification gives. */
 struct header {
@@ -88,7 +91,8 @@ int header_validate_for_check(const struct header *h, const struct header_extens
  * as they are in out). */
 void header_encode(const struct header *h, uint8_t *out);
 
-/* The offset of a field in the header, for errors, tests and damage fixtures; e.g. "l1_off" -> 40. */
+/* The offset of a field in the header, for errors, tests and damage fixtures; e.g. "l1_off" -> 40.
+ */
 struct header_field {
     const char *name;      /* member name in struct header */
     const char *spec_name; /* name in the specification */
@@ -146,20 +150,20 @@ int header_layout(const struct header_layout *layout, uint8_t *out, size_t size,
 struct geometry {
     uint32_t cluster_bits;
     uint32_t cluster_bytes;
-    uint32_t l2_entry_bytes;       /* 8, or 16 with extended L2 entries */
-    uint32_t l2_bits;              /* log2 of the entries in one L2 table */
+    uint32_t l2_entry_bytes; /* 8, or 16 with extended L2 entries */
+    uint32_t l2_bits;        /* log2 of the entries in one L2 table */
     uint32_t l2_entries;
-    uint32_t subclusters;          /* per cluster: 1, or 32 */
-    uint32_t subcluster_bits;      /* log2 of the subcluster's bytes */
+    uint32_t subclusters;     /* per cluster: 1, or 32 */
+    uint32_t subcluster_bits; /* log2 of the subcluster's bytes */
     uint32_t refcount_order;
     uint32_t refcount_bits;
-    uint32_t refblock_bits;        /* log2 of the refcounts in one refcount block */
+    uint32_t refblock_bits; /* log2 of the refcounts in one refcount block */
     uint64_t refcount_max;
-    uint32_t csize_shift;          /* compressed descriptor, section "Compressed Clusters" */
-    uint64_t csize_mask;           /* after the shift */
+    uint32_t csize_shift; /* compressed descriptor, section "Compressed Clusters" */
+    uint64_t csize_mask;  /* after the shift */
     uint64_t coffset_mask;
-    bool zero_flag;                /* bit 0 of a standard L2 entry means "reads as zero" */
-    bool data_file;                /* guest data is in an external file: offset 0 can be data */
+    bool zero_flag; /* bit 0 of a standard L2 entry means "reads as zero" */
+    bool data_file; /* guest data is in an external file: offset 0 can be data */
 };
 
 /* h must have valid cluster_bits and refcount_order. */
