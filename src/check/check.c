@@ -95,14 +95,6 @@ static int apply(struct check *c, struct qk_error *err)
     return ret;
 }
 
-static uint64_t highest_used(const struct check *c)
-{
-    uint64_t end = c->clusters;
-    while (end > 1 && !refmap_count(&c->refs, end - 1))
-        end--;
-    return end;
-}
-
 static bool repaired_any(const struct qk_check_result *r)
 {
     return r->leaks_fixed || r->corruptions_fixed;
@@ -111,7 +103,7 @@ static bool repaired_any(const struct qk_check_result *r)
 static int finish(struct check *c, struct qk_error *err)
 {
     if (c->opts->fix && repaired_any(c->result) && !c->result->leaks)
-        c->highest = highest_used(c);
+        c->highest = refmap_end(&c->refs);
     c->result->image_end_off = max_u64(c->highest, 1) << c->g->cluster_bits;
     if (!c->opts->fix)
         return 0;

@@ -33,7 +33,7 @@ static bool blocks_unknown(const struct check *c)
         if (block_state(c, i) == BLOCK_BAD)
             return true;
     }
-    return c->sink.seen[PROBLEM_REFTABLE_UNREADABLE] != 0;
+    return c->sink.seen[PROBLEM_REFTABLE_UNREADABLE] || c->sink.seen[PROBLEM_REFTABLE_OUTSIDE];
 }
 
 int plan_decide(struct check *c, struct qk_error *err)

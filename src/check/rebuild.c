@@ -75,34 +75,23 @@ static int place(struct rebuild *r, uint64_t at, uint64_t n, uint64_t *cluster,
     return refmap_add(&c->refs, span, 1, 0) < 0 ? qk_fail_nomem(err) : 0;
 }
 
-/* Some cluster that block b covers is in use. */
-static bool block_needed(const struct rebuild *r, uint64_t b)
-{
-    uint64_t at = b * block_clusters(r->c), end = min_u64(at + block_clusters(r->c), r->end);
-    while (at < end) {
-        uint64_t word;
-        if (!(at % REFMAP_GROUP) && refmap_group(&r->c->refs, at, &word) && !word) {
-            at += REFMAP_GROUP;
-            continue;
-        }
-        if (!is_free(r, at++))
-            return true;
-    }
-    return false;
-}
-
 /* Places the blocks that are needed and have no place yet; *placed counts them. */
 static int place_blocks(struct rebuild *r, uint64_t *placed, struct qk_error *err)
 {
+    const uint64_t per = block_clusters(r->c);
     *placed = 0;
-    for (uint64_t b = 0; b * block_clusters(r->c) < r->end; b++) {
+    for (uint64_t at = 0, b; (at = refmap_next(&r->c->refs, at)) != UINT64_MAX;
+         at = (b + 1) * per) {
+        b = at / per;
+        if (b * 8 >= QCOW2_MAX_REFTABLE_BYTES)
+            return qk_fail(err, -EFBIG, "the refcount table would grow too large");
         while (r->blocks.len <= b) {
             if (u64_vec_append(&r->blocks, 0) < 0)
                 return qk_fail_nomem(err);
         }
-        if (r->blocks.ptr[b] || !block_needed(r, b))
+        if (r->blocks.ptr[b])
             continue;
-        uint64_t from = max_u64(r->from, r->in_order ? b * block_clusters(r->c) : 0);
+        uint64_t from = max_u64(r->from, r->in_order ? b * per : 0);
         int ret = place(r, from, 1, &r->blocks.ptr[b], err);
         if (ret < 0)
             return ret;
@@ -127,8 +116,6 @@ static int place_all(struct rebuild *r, struct qk_error *err)
         if (ret < 0)
             return ret;
         uint64_t need = div_round_up(r->blocks.len * 8, r->c->g->cluster_bytes);
-        if (need << r->c->g->cluster_bits > QCOW2_MAX_REFTABLE_BYTES)
-            return qk_fail(err, -EFBIG, "the refcount table would grow too large");
         if (need == r->table_clusters && !placed)
             return 0;
         if (need == r->table_clusters)

@@ -36,6 +36,7 @@ static int table_load(struct check *c, struct qk_error *err)
 {
     uint64_t off = min_u64(c->h->reftable_off, c->file_bytes);
     uint64_t bytes = (uint64_t)c->h->reftable_clusters << c->g->cluster_bits;
+    bytes = min_u64(bytes, QCOW2_MAX_REFTABLE_BYTES);
     bytes = round_down(min_u64(bytes, c->file_bytes - off), 8);
     if (u64_vec_reserve(&c->reftable, bytes / 8 + 1) < 0)
         return qk_fail_nomem(err);
@@ -50,12 +51,13 @@ static int table_load(struct check *c, struct qk_error *err)
     return 0;
 }
 
+/* A block past the end reads as zeroes, as everything there does. */
 static int entry_bad(struct check *c, size_t i, enum problem_id id, uint64_t arg)
 {
     const struct finding f = {id, c->h->reftable_off + i * 8, QK_OFFSET_NONE, 0,
                               c->reftable.ptr[i]};
     sink_found(&c->sink, &f, (uint64_t)i, arg);
-    return BLOCK_BAD;
+    return id == PROBLEM_REFTABLE_OUTSIDE ? BLOCK_NONE : BLOCK_BAD;
 }
 
 /* The state and flags of the block that entry i names; -ENOMEM. */

@@ -165,6 +165,35 @@ unsigned refmap_marks(const struct refmap *map, uint64_t cluster)
     return (unsigned)cell_of(map, cluster) & (REF_COPIED | REF_PLAIN);
 }
 
+uint64_t refmap_next(const struct refmap *map, uint64_t at)
+{
+    while (at < map->clusters) {
+        const struct refmap_region *r = &map->regions[at >> REFMAP_REGION_BITS];
+        if (!r->words)
+            at = ((at >> REFMAP_REGION_BITS) + 1) << REFMAP_REGION_BITS;
+        else if (cell_get(r, at & (REFMAP_REGION - 1)) >> REF_MARK_BITS)
+            return at;
+        else
+            at++;
+    }
+    return UINT64_MAX;
+}
+
+uint64_t refmap_end(const struct refmap *map)
+{
+    uint64_t end = map->clusters;
+    while (end) {
+        const struct refmap_region *r = &map->regions[(end - 1) >> REFMAP_REGION_BITS];
+        if (!r->words)
+            end = (end - 1) >> REFMAP_REGION_BITS << REFMAP_REGION_BITS;
+        else if (cell_get(r, (end - 1) & (REFMAP_REGION - 1)) >> REF_MARK_BITS)
+            break;
+        else
+            end--;
+    }
+    return end;
+}
+
 void refmap_drop(struct refmap *map, struct refmap_span span)
 {
     for (uint64_t i = span.first; i < span.first + span.count; i++) {

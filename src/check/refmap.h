@@ -53,6 +53,10 @@ int refmap_add(struct refmap *map, struct refmap_span span, uint64_t times, unsi
 /* The rest is for one thread, or for many that only read. */
 uint64_t refmap_count(const struct refmap *map, uint64_t cluster);
 unsigned refmap_marks(const struct refmap *map, uint64_t cluster);
+/* The first referenced cluster from `at` on; UINT64_MAX: none. */
+uint64_t refmap_next(const struct refmap *map, uint64_t at);
+/* One more than the last referenced cluster; 0: none. */
+uint64_t refmap_end(const struct refmap *map);
 /* Takes one reference away from each cluster that has one. */
 void refmap_drop(struct refmap *map, struct refmap_span span);
 /* Grows the map to that many clusters, all new ones unreferenced. */

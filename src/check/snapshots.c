@@ -86,6 +86,10 @@ static int entries_collect(struct check *c, uint64_t *end, struct qk_error *err)
 {
     for (uint32_t i = 0; i < c->h->snapshot_count; i++) {
         struct snapshot_entry e;
+        if (i == QCOW2_MAX_SNAPSHOTS) {
+            table_damaged(c, *end, "it has too many entries");
+            return 0;
+        }
         const char *why = entry_read(c, *end, &e, end);
         if (why) {
             table_damaged(c, *end, why);
