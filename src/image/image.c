@@ -38,7 +38,7 @@ static int judge_features(const struct image *img, struct qk_error *err)
                           "the image uses a feature that this version does not have: %s", missing);
     if (img->opts.writable && !img->opts.for_check && img->h.incompatible & INCOMPAT_CORRUPT)
         return qk_fail_at(err, -EACCES, WHERE(img->file->name, "header", 72),
-                          "Image is corrupt; cannot be opened read/write");
+                          "qcow2: Image is corrupt; cannot be opened read/write");
     return 0;
 }
 
