@@ -37,8 +37,9 @@ static void print_pairs(const char *title, const struct cmd_text *pairs, const c
 void opts_help(const struct cmd_desc *desc)
 {
     static const struct cmd_text usual[] = {{"0", "success"}, {"1", "failure"}, {NULL, NULL}};
-    printf("usage: %s %s [OPTION]... %s\n", program_name(), desc->name, desc->operands);
-    printf("%s: %s\n", desc->name, desc->summary);
+    printf("usage: %s%s%s [OPTION]... %s\n", program_name(), desc->name ? " " : "",
+           desc->name ? desc->name : "", desc->operands);
+    printf("%s: %s\n", desc->name ? desc->name : program_name(), desc->summary);
     if (desc->refusal)
         printf("\nNot available in this version: %s\n", desc->refusal);
     printf("\nOptions:\n");

@@ -57,7 +57,7 @@ int cache_mode_option(const struct opts *opts, int id, const char *fallback, uns
 }
 
 /* A bare key stands for key=on, "nokey" for key=off is not offered; qemu warns the same way. */
-static void complete_options(struct keyvals *list)
+void keyvals_complete(struct keyvals *list)
 {
     struct keyvals full = {0};
     for (size_t i = 0; i < list->count; i++) {
@@ -85,12 +85,12 @@ static int parse_image_options(const char *name, struct keyvals *list)
                      length, name, length, name);
         return -EINVAL;
     }
-    complete_options(list);
+    keyvals_complete(list);
     return 0;
 }
 
 /* A raw image that is only taken for one: a guest could make it look like something else. */
-static void warn_probed_raw(struct qk_disk *disk)
+void warn_probed_raw(struct qk_disk *disk)
 {
     struct qk_info info = QK_INFO_INIT;
     if (qk_disk_info(disk, &info, NULL) || !info.probed || strcmp(info.format, "raw"))

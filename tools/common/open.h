@@ -39,6 +39,11 @@ int cache_mode_option(const struct opts *opts, int id, const char *fallback, uns
  */
 int open_image(const char *name, const struct image_request *request, struct qk_disk **out);
 
+/* "key" becomes "key=on", with a warning. */
+void keyvals_complete(struct keyvals *list);
+/* For an image opened for writing: warns when it is only taken for raw by probing. */
+void warn_probed_raw(struct qk_disk *disk);
+
 /* Closes for programs that end: a failure to make the last writes stable is printed. 0 or 1. */
 int close_image(struct qk_disk *disk);
 /* For the cleanup attribute, on paths where nothing was written or the error is known. */

@@ -107,7 +107,7 @@ struct cmd_text {
 };
 
 struct cmd_desc {
-    const char *name;                /* "map" */
+    const char *name;                /* "map"; NULL: the program itself */
     const char *summary;             /* one line, for the list of commands */
     const char *operands;            /* "FILENAME", "FILENAME [SIZE]" */
     const struct opt_desc *options;  /* ended by OPT_END */

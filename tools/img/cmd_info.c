@@ -3,6 +3,7 @@
  * --backing-chain at each image below; a name that an image gives for its backing file is
  * followed only when it is a plain file name (INV-7).
  */
+#include "common/image_info.h"
 #include "common/open.h"
 #include "common/report.h"
 #include "common/rows.h"
@@ -56,10 +57,12 @@ static const char *const key_order[] = {
     "backing-filename",
     "encrypted",
     "dirty-flag",
-    /* snapshots */
+    /* snapshots, bitmaps */
+    "flags",
     "icount",
     "vm-clock-nsec",
     "name",
+    "granularity",
     "date-sec",
     "date-nsec",
     "vm-clock-sec",
@@ -140,30 +143,6 @@ static int add_snapshots(struct rows *rows, struct qk_disk *disk, uint32_t count
 
 /* ---- one image --------------------------------------------------------------------------- */
 
-static void add_qcow2(struct rows *rows, const struct qk_info *info)
-{
-    const struct qk_info_qcow2 *qcow2 = &info->qcow2;
-    struct rows *specific = rows_object(rows, "format-specific", "Format specific information");
-    rows_text(specific, "type", NULL, info->format);
-    struct rows *data = rows_object(specific, "data", "");
-    bool v3 = qcow2->version >= 3;
-    rows_text(data, "compat", "compat", v3 ? "1.1" : "0.10");
-    rows_text(data, "compression-type", "compression type", qcow2->compression_type);
-    if (v3)
-        rows_bool(data, "lazy-refcounts", "lazy refcounts", qcow2->lazy_refcounts);
-    rows_uint(data, "refcount-bits", "refcount bits", qcow2->refcount_bits);
-    if (qcow2->encryption)
-        rows_text(rows_object(data, "encrypt", "encrypt"), "format", "format", qcow2->encryption);
-    if (qcow2->data_file)
-        rows_text(data, "data-file", "data file", qcow2->data_file);
-    if (v3 && qcow2->data_file)
-        rows_bool(data, "data-file-raw", "data file raw", qcow2->data_file_raw);
-    if (v3)
-        rows_bool(data, "corrupt", "corrupt", qcow2->corrupt);
-    if (v3)
-        rows_bool(data, "extended-l2", "extended l2", qcow2->extended_l2);
-}
-
 static void add_backing(struct rows *rows, const struct qk_info *info)
 {
     if (!info->backing_file)
@@ -207,8 +186,8 @@ static int describe(struct qk_disk *disk, const struct qk_info *info, struct row
     add_general(rows, info);
     add_backing(rows, info);
     int ret = add_snapshots(rows, disk, info->snapshot_count, err);
-    if (!ret && !strcmp(info->format, "qcow2"))
-        add_qcow2(rows, info);
+    if (!ret)
+        ret = image_info_specific(rows, disk, info, err);
     return ret;
 }
 

@@ -1,0 +1,60 @@
+/*
+ * image_info.c - rows on what only images of one format have (image_info.h), in qemu's order.
+ */
+#include "common/image_info.h"
+
+#include <string.h>
+
+static int add_bitmaps(struct rows *data, struct qk_disk *disk, uint32_t count,
+                       struct qk_error *err)
+{
+    if (!count)
+        return 0;
+    struct rows *list = rows_list(data, "bitmaps", "bitmaps");
+    for (uint32_t i = 0; i < count; i++) {
+        struct qk_bitmap_info bitmap = QK_BITMAP_INFO_INIT;
+        int ret = qk_disk_bitmap(disk, i, &bitmap, err);
+        if (ret)
+            return ret;
+        struct rows *rows = rows_object(list, NULL, NULL);
+        struct rows *flags = rows_list(rows, "flags", "flags");
+        if (bitmap.in_use)
+            rows_text(flags, NULL, NULL, "in-use");
+        if (bitmap.enabled)
+            rows_text(flags, NULL, NULL, "auto");
+        rows_text(rows, "name", "name", bitmap.name);
+        rows_uint(rows, "granularity", "granularity", bitmap.granularity);
+    }
+    return 0;
+}
+
+int image_info_specific(struct rows *rows, struct qk_disk *disk, const struct qk_info *info,
+                        struct qk_error *err)
+{
+    if (strcmp(info->format, "qcow2") != 0)
+        return 0;
+    const struct qk_info_qcow2 *qcow2 = &info->qcow2;
+    struct rows *specific = rows_object(rows, "format-specific", "Format specific information");
+    rows_text(specific, "type", NULL, info->format);
+    struct rows *data = rows_object(specific, "data", "");
+    bool v3 = qcow2->version >= 3;
+    rows_text(data, "compat", "compat", v3 ? "1.1" : "0.10");
+    rows_text(data, "compression-type", "compression type", qcow2->compression_type);
+    if (v3)
+        rows_bool(data, "lazy-refcounts", "lazy refcounts", qcow2->lazy_refcounts);
+    int ret = add_bitmaps(data, disk, info->bitmap_count, err);
+    if (ret)
+        return ret;
+    rows_uint(data, "refcount-bits", "refcount bits", qcow2->refcount_bits);
+    if (qcow2->encryption)
+        rows_text(rows_object(data, "encrypt", "encrypt"), "format", "format", qcow2->encryption);
+    if (qcow2->data_file)
+        rows_text(data, "data-file", "data file", qcow2->data_file);
+    if (v3 && qcow2->data_file)
+        rows_bool(data, "data-file-raw", "data file raw", qcow2->data_file_raw);
+    if (v3)
+        rows_bool(data, "corrupt", "corrupt", qcow2->corrupt);
+    if (v3)
+        rows_bool(data, "extended-l2", "extended l2", qcow2->extended_l2);
+    return 0;
+}

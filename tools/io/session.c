@@ -1,0 +1,113 @@
+/*
+ * session.c - opening and closing the image that the commands work on (io.h), with qemu-io's
+ * messages. Relies on common/open.h for cache modes and warnings.
+ */
+#include "common/open.h"
+#include "common/report.h"
+#include "io/io.h"
+#include "io/request.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+void image_spec_free(struct image_spec *spec)
+{
+    free(spec->name);
+    free(spec->format);
+    keyvals_free(&spec->options);
+    *spec = (struct image_spec){0};
+}
+
+static int wrong_mode(const char *what, const char *mode)
+{
+    report_error("Invalid %s option: %s", what, mode);
+    return -EINVAL;
+}
+
+int spec_set_cache(struct image_spec *spec, const char *mode)
+{
+    unsigned flags = 0;
+    if (!cache_mode_flags(mode, &flags))
+        return wrong_mode("cache", mode);
+    spec->flags &= ~(unsigned)(QK_OPEN_DIRECT | QK_OPEN_WRITETHROUGH | QK_OPEN_NO_FLUSH);
+    spec->flags |= flags;
+    return 0;
+}
+
+int spec_set_discard(struct image_spec *spec, const char *mode)
+{
+    bool pass = !strcmp(mode, "on") || !strcmp(mode, "unmap");
+    if (!pass && strcmp(mode, "off") != 0 && strcmp(mode, "ignore") != 0)
+        return wrong_mode("discard", mode);
+    spec->flags &= ~(unsigned)QK_OPEN_UNMAP;
+    spec->flags |= pass ? QK_OPEN_UNMAP : 0u;
+    return 0;
+}
+
+int spec_set_aio(struct image_spec *spec, const char *mode)
+{
+    spec->native_aio = !strcmp(mode, "native");
+    if (!spec->native_aio && strcmp(mode, "threads") != 0 && strcmp(mode, "io_uring") != 0)
+        return wrong_mode("aio", mode);
+    return 0;
+}
+
+/* The mode of a way of doing I/O that this program need not use is checked all the same. */
+static int check_aio(const struct image_spec *spec, struct qk_error *err)
+{
+    const char *direct = keyvals_get(&spec->options, "cache.direct");
+    if (!spec->native_aio || (spec->flags & QK_OPEN_DIRECT) || (direct && !strcmp(direct, "on")))
+        return 0;
+    strcpy(err->text, "aio=native was specified, but it requires cache.direct=on, "
+                      "which was not specified.");
+    err->code = EINVAL;
+    return -EINVAL;
+}
+
+static int open_disk(const struct image_spec *spec, struct qk_disk **disk)
+{
+    struct qk_error err = {0};
+    struct qk_open_options options = QK_OPEN_OPTIONS_INIT;
+    options.flags = spec->flags;
+    options.format = spec->format;
+    options.options = (const char *const *)spec->options.item;
+    int ret = check_aio(spec, &err);
+    if (!ret)
+        ret = qk_disk_open(spec->name, &options, disk, &err);
+    if (!ret) {
+        if (spec->flags & QK_OPEN_RDWR)
+            warn_probed_raw(*disk);
+        return 0;
+    }
+    if (spec->name)
+        report_failure(&err, "can't open device %s", spec->name);
+    else
+        report_failure(&err, "can't open");
+    return ret;
+}
+
+int session_open(struct session *session, struct image_spec *spec)
+{
+    int ret = open_disk(spec, &session->disk);
+    if (ret) {
+        session->disk = NULL;
+        image_spec_free(spec);
+        return ret;
+    }
+    struct qk_info info = QK_INFO_INIT;
+    bool known = !qk_disk_info(session->disk, &info, NULL);
+    session->read_only = known ? info.read_only : !(spec->flags & QK_OPEN_RDWR);
+    session->spec = *spec;
+    *spec = (struct image_spec){0};
+    return 0;
+}
+
+int session_close(struct session *session)
+{
+    queue_reap(session->queue, true);
+    int failed = session->disk ? close_image(session->disk) : 0;
+    session->disk = NULL;
+    image_spec_free(&session->spec);
+    return failed ? -EIO : 0;
+}
