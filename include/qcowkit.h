@@ -297,6 +297,20 @@ struct qk_snapshot_info {
 QK_API int qk_disk_snapshot(struct qk_disk *disk, uint32_t index, struct qk_snapshot_info *info,
                             struct qk_error *err);
 
+/* One persistent bitmap (section "Bitmaps extension"). Strings belong to the disk. */
+struct qk_bitmap_info {
+    size_t struct_size;
+    const char *name;
+    uint64_t granularity; /* guest bytes that one bit stands for */
+    bool in_use;          /* a program had it open and did not write it back: not to be trusted */
+    bool enabled;         /* records writes once the image is opened for writing */
+};
+#define QK_BITMAP_INFO_INIT { .struct_size = sizeof(struct qk_bitmap_info) }
+/* index counts from 0 up to qk_info.bitmap_count. -EINVAL for no such bitmap or a malformed
+ * directory. MT-safe. */
+QK_API int qk_disk_bitmap(struct qk_disk *disk, uint32_t index, struct qk_bitmap_info *info,
+                          struct qk_error *err);
+
 /* ---- long work --------------------------------------------------------------------------- */
 
 /*

@@ -5,6 +5,7 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "node/bitmaps.h"
 #include "node/driver.h"
 #include "node/snapshots.h"
 
@@ -58,14 +59,6 @@ static const char *extension_text(struct node *node, uint32_t type, char **kept)
     return *kept;
 }
 
-static uint32_t bitmap_count(const struct image *img)
-{
-    const struct header_extension *ext =
-        header_extensions_find(image_extensions(img), HEXT_BITMAPS);
-    bool valid = image_header(img)->autoclear & AUTOCLEAR_BITMAPS;
-    return valid && ext && ext->len >= 4 ? load_be32(ext->data) : 0;
-}
-
 /* Where saved machine state begins: behind the last guest cluster that an L1 entry can cover. */
 static uint64_t vm_state_off(const struct image *img)
 {
@@ -89,7 +82,7 @@ static void fill_qcow2(struct node *node, struct qk_info *info)
     if (info->backing_file)
         info->backing_full = backing_full(node, info->backing_file);
     info->snapshot_count = h->snapshot_count;
-    info->bitmap_count = bitmap_count(node->image);
+    info->bitmap_count = bitmaps_count(node->image);
     info->vm_state_off = vm_state_off(node->image);
     info->qcow2 = (struct qk_info_qcow2){
         .version = h->version,

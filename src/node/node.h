@@ -63,6 +63,7 @@ struct node {
     char *backing_full;        /* backing file name as resolved, NULL: none */
     char *data_file;           /* external data file's name, made by qk_disk_info */
     struct snapshot_list *snapshots; /* read on first demand */
+    struct bitmap_list *bitmaps;     /* read on first demand */
 };
 
 enum node_role { ROLE_DISK, ROLE_FILE, ROLE_BACKING };
@@ -118,6 +119,12 @@ int overlay_add(struct node **top, unsigned flags, struct qk_error *err);
 static inline uint64_t node_size(const struct node *node)
 {
     return atomic_load_explicit(&node->size, memory_order_relaxed);
+}
+
+/* Opened for facts only (`info`): what the guest sees is out of reach. */
+static inline bool node_only_described(const struct node *node)
+{
+    return (node->flags & (QK_OPEN_NO_IO | QK_OPEN_RDWR | QK_OPEN_CHECK)) == QK_OPEN_NO_IO;
 }
 
 static inline struct node *node_of(struct qk_io *io)

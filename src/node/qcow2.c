@@ -6,6 +6,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "check/check.h"
+#include "node/bitmaps.h"
 #include "node/driver.h"
 #include "node/qcow2_options.h"
 #include "node/snapshots.h"
@@ -34,20 +35,11 @@ static int repair_dirty(struct node *node, struct image_options opts, struct qk_
     return image_close(img, err);
 }
 
-static bool has_bits(const struct node *node, uint64_t bits)
-{
-    return image_header(node->image)->incompatible & bits;
-}
-
 static int open_image(struct node *node, const struct image_options *opts, struct qk_error *err)
 {
     int ret = image_open(&node->file->io, opts, &node->image, err);
-    if (ret < 0 || !opts->writable || opts->for_check)
+    if (ret < 0 || !opts->writable || opts->for_check || !image_needs_repair(node->image))
         return ret;
-    if (has_bits(node, INCOMPAT_CORRUPT))
-        return qk_fail(err, -EACCES, "qcow2: Image is corrupt; cannot be opened read/write");
-    if (!image_needs_repair(node->image))
-        return 0;
     image_abandon(TAKE(node->image));
     ret = repair_dirty(node, *opts, err);
     return ret == 0 ? image_open(&node->file->io, opts, &node->image, err) : ret;
@@ -58,6 +50,7 @@ static int qcow2_open(struct node *node, struct open_request *req, struct qk_err
     struct image_options opts = {
         .writable = node->flags & QK_OPEN_RDWR,
         .for_check = node->flags & QK_OPEN_CHECK,
+        .describe = node_only_described(node),
     };
     int ret = qcow2_take_options(node, &req->opts, &opts, err);
     if (ret == 0)
@@ -75,6 +68,7 @@ static int qcow2_open(struct node *node, struct open_request *req, struct qk_err
 static int qcow2_release(struct node *node, struct qk_error *err)
 {
     snapshots_free(node->snapshots);
+    bitmaps_free(node->bitmaps);
     struct image *img = TAKE(node->image);
     if (!img)
         return 0;
@@ -105,6 +99,8 @@ static int qcow2_preadv(struct qk_io *io, uint64_t off, const struct iovec *iov,
                         struct qk_error *err)
 {
     struct node *node = node_of(io);
+    if (node_only_described(node))
+        return qk_fail(err, -EACCES, "the image was opened for its description only");
     if (range_within(off, iov_total(iov, iovcnt), image_size(node->image)))
         return image_readv(node->image, guest_off(off), iov, iovcnt, err);
     return read_across_end(node, off, iov, iovcnt, err);

@@ -16,6 +16,8 @@ int node_own_status(struct node *node, uint64_t off, uint64_t len, unsigned flag
         *extent = (struct qk_extent){.off = off, .len = len};
         return 0;
     }
+    if (node_only_described(node))
+        return qk_fail(err, -EACCES, "the image was opened for its description only");
     int ret = image_status(node->image, guest_off(off), min_u64(len, size - off), extent, err);
     if (ret < 0)
         return ret;
