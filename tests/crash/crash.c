@@ -46,27 +46,53 @@ static size_t log_position(struct recorder *rec)
     return trace_count(rec->file);
 }
 
-static int open_log(struct recorder *rec)
+/* Opens the log over a file with these bytes. */
+static int open_log(struct recorder *rec, const uint8_t *bytes, size_t len)
 {
-    int ret = io_mem_open(NULL, 0, 0, &rec->mem, NULL);
-    return ret < 0 ? ret : io_trace_open(rec->mem, &rec->file, NULL);
+    int ret = io_mem_open(bytes, len, rec->w->device_bytes, &rec->mem, NULL);
+    if (ret < 0)
+        return ret;
+    rec->mem->can_grow = rec->mem->zero_init = !rec->w->device_bytes;
+    return io_trace_open(rec->mem, &rec->file, NULL);
 }
 
-/* The file before the log begins: nothing, or the image as created. */
-static int start_log(struct recorder *rec, uint8_t **initial, size_t *initial_len)
+/* An image in the place of the one to be created: other clusters, some data. */
+static int write_old_image(struct qk_io *mem)
 {
-    int ret = open_log(rec);
-    if (ret < 0 || rec->w->logs_creation)
-        return ret;
-    ret = image_create(rec->file, &rec->w->create, NULL);
-    const uint8_t *bytes = io_mem_data(rec->mem, initial_len);
+    const struct create_params params = {
+        .size_bytes = 300000, .version = 3, .cluster_bits = 11, .refcount_order = 3};
+    const struct image_options options = {.writable = true, .lazy_refcounts = -1};
+    static const uint8_t data[70000] = {1, 2, 3};
+    struct image *img = NULL;
+    int ret = image_create(mem, &params, NULL);
+    if (ret == 0)
+        ret = image_open(mem, &options, &img, NULL);
+    if (ret == 0)
+        ret = image_writev(img, guest_off(1000),
+                           &(struct iovec){(void *)(uintptr_t)data, sizeof(data)}, 1, 0, NULL);
+    return ret < 0 ? ret : image_close(img, NULL);
+}
+
+/* What is there before the log begins: the created image; or, when the log is to show its creation,
+ * an older image, or a device full of old bytes. */
+static int make_initial(struct recorder *rec, uint8_t **initial, size_t *initial_len)
+{
+    struct qk_io *mem = NULL;
+    int ret = io_mem_open(NULL, rec->w->device_bytes, 0, &mem, NULL);
+    if (ret == 0)
+        ret =
+            rec->w->logs_creation ? write_old_image(mem) : image_create(mem, &rec->w->create, NULL);
+    if (ret == 0 && rec->w->device_bytes)
+        ret = io_resize(mem, rec->w->device_bytes, QK_PREALLOC_OFF, NULL);
+    const uint8_t *bytes = ret == 0 ? io_mem_data(mem, initial_len) : NULL;
     *initial = malloc(*initial_len + 1);
-    if (ret < 0 || !*initial)
-        return ret < 0 ? ret : -ENOMEM;
-    memcpy(*initial, bytes, *initial_len);
-    io_close(rec->file, NULL);
-    ret = io_mem_open(*initial, *initial_len, 0, &rec->mem, NULL);
-    return ret < 0 ? ret : io_trace_open(rec->mem, &rec->file, NULL);
+    if (*initial && bytes)
+        memcpy(*initial, bytes, *initial_len);
+    if (*initial && rec->w->device_bytes)
+        model_pattern(0x7ffffffe, *initial_len / 4, *initial + *initial_len / 4,
+                      *initial_len / 4 * 3);
+    io_close(mem, NULL);
+    return ret;
 }
 
 /* The live image, too, must show the model at the end. */
@@ -88,7 +114,9 @@ static int record(struct run *run)
     CLEANUP_FREE uint8_t *initial = NULL;
     size_t initial_len = 0;
     recorder_init(rec, run->w);
-    int ret = start_log(rec, &initial, &initial_len);
+    int ret = make_initial(rec, &initial, &initial_len);
+    if (ret == 0)
+        ret = open_log(rec, initial, initial_len);
     rec->log_position = log_position;
     if (ret == 0 && run->w->logs_creation) {
         ret = recorder_create(rec);

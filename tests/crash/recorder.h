@@ -18,7 +18,8 @@ struct workload {
     uint64_t max_bytes;           /* of the disk, after resizing */
     uint64_t backing_bytes;       /* 0: no backing file */
     uint32_t seed;
-    bool logs_creation; /* crashes during creation are part of it */
+    uint64_t device_bytes; /* not 0: a device of this size, full of old bytes */
+    bool logs_creation;    /* crashes during creation are part of it */
     void (*run)(struct recorder *rec);
 };
 extern const struct workload workloads[];

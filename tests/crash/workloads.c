@@ -99,6 +99,18 @@ static void run_resize(struct recorder *rec)
     rec_flush(rec);
 }
 
+/* Far enough for the L1 table to need more clusters, twice. */
+static void run_grow_far(struct recorder *rec)
+{
+    for (int i = 0; i < 10; i++) {
+        for (int n = 0; n < 4; n++)
+            write_some(rec, 512, 8 * K);
+        rec_resize(rec, min_u64(rec->model.size + 700 * K, rec->model.max_bytes), QK_PREALLOC_OFF);
+        rec_discard(rec, somewhere(rec, 512), 64 * K);
+    }
+    rec_flush(rec);
+}
+
 static void run_mixed(struct recorder *rec)
 {
     for (int i = 0; i < 220; i++) {
@@ -173,6 +185,13 @@ const struct workload workloads[] = {
     {"resize", IMAGE(64 * K, 3, 9, 5), .max_bytes = 1 * M, .seed = 13, .run = run_resize},
     {"resize-backing", IMAGE(64 * K, 3, 10, 1), .max_bytes = 1 * M, .backing_bytes = 300 * K,
      .seed = 14, .run = run_resize},
+    {"resize-far", IMAGE(1 * M, 3, 9, 4), .max_bytes = 8 * M, .seed = 25, .run = run_grow_far},
+    {"lazy-growth", IMAGE(1536 * K, 3, 9, 6), .create.lazy_refcounts = true, .seed = 26,
+     .run = run_refcount_growth},
+    {"device", IMAGE(512 * K, 3, 9, 4), .device_bytes = 2 * M, .logs_creation = true, .seed = 27,
+     .run = run_mixed},
+    {"device-prealloc", IMAGE(256 * K, 3, 10, 4), .create.prealloc = QK_PREALLOC_METADATA,
+     .device_bytes = 1 * M, .logs_creation = true, .seed = 28, .run = run_discard_reuse},
     {"lazy", IMAGE(512 * K, 3, 9, 4), .create.lazy_refcounts = true, .seed = 15, .run = run_reopen},
     {"lazy-mixed", IMAGE(256 * K, 3, 10, 4), .create.lazy_refcounts = true,
      .backing_bytes = 100 * K, .seed = 16, .run = run_mixed},
