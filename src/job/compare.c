@@ -109,17 +109,23 @@ static int read_piece(const struct compare *c, const struct job_piece *piece, ui
     return ret < 0 ? ret : 0;
 }
 
+static size_t first_nonzero(const uint8_t *bytes, size_t len)
+{
+    size_t at = 0;
+    while (at < len && bytes_are_zero(bytes + at, (size_t)min_u64(SECTOR, len - at)))
+        at += SECTOR;
+    while (at < len && !bytes[at])
+        at++;
+    return (size_t)min_u64(at, len);
+}
+
 /* Offset in the piece of the first byte that differs; its length when there is none. */
 static size_t difference(const struct job_piece *piece, const uint8_t *a, const uint8_t *b)
 {
     size_t len = (size_t)piece->len;
     if (piece->kind == PIECE_BOTH)
         return bytes_first_difference(a, b, len);
-    const uint8_t *bytes = piece->kind == PIECE_ONLY_A ? a : b;
-    size_t at = 0;
-    while (at < len && bytes_are_zero(bytes + at, (size_t)min_u64(SECTOR, len - at)))
-        at += SECTOR;
-    return (size_t)min_u64(at, len);
+    return first_nonzero(piece->kind == PIECE_ONLY_A ? a : b, len);
 }
 
 /* Leaves in the item only a piece that says where the first difference is, if there is one. */
@@ -148,7 +154,8 @@ static int compare_prepare(void *job, struct job_worker *worker, struct qk_error
         size_t at = difference(piece, a, b);
         if (at < piece->len) {
             /* by sectors, as qemu-img counts them */
-            keep_difference(item, i, piece->off + round_down(at, SECTOR), piece->kind);
+            uint64_t sector = round_down(piece->off + at, SECTOR);
+            keep_difference(item, i, max_u64(sector, piece->off), piece->kind);
             return 0;
         }
     }

@@ -100,13 +100,18 @@ static int make_plan(struct create_plan *plan, struct qk_disk *source, const cha
                      const char *const *options, struct qk_error *err)
 {
     int ret = create_plan_parse(plan, format, options, err);
-    if (ret < 0)
+    if (ret < 0) {
+        qk_error_locate(err, WHERE("", "creation options", QK_OFFSET_NONE));
         return ret;
+    }
     if (source) {
         plan->has_size = true;
         plan->params.size_bytes = qk_disk_size(source);
     }
-    return create_plan_judge(plan, err);
+    ret = create_plan_judge(plan, err);
+    if (ret == -EFBIG)
+        return qk_fail(err, ret, "The image size is too large (try using a larger cluster size)");
+    return ret;
 }
 
 int qk_measure(struct qk_disk *source, const char *format, const char *const *options,

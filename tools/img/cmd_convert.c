@@ -10,6 +10,7 @@
 #include "common/units.h"
 #include "img/commands.h"
 #include "img/create_options.h"
+#include "img/source.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -188,36 +189,15 @@ static int refuse_unsupported(const struct convert *c)
     return -1;
 }
 
-/* "ID_OR_NAME", or "snapshot.id=ID" and "snapshot.name=NAME". */
 static int parse_snapshot(struct convert *c)
 {
     const char *text = opts_string(c->opts, 'l');
-    if (!text)
-        return -1;
-    if (strncmp(text, "snapshot.", strlen("snapshot.")) != 0) {
-        if (c->source_count > 1) {
-            report_error("No support for concatenating multiple snapshot");
-            return 1;
-        }
-        c->snapshot = xstrdup(text);
-        return -1;
-    }
-    KEYVALS_CLEANUP struct keyvals list = {0};
-    bool good = keyvals_add_list(&list, text);
-    for (size_t i = 0; good && i < list.count; i++) {
-        const char *item = list.item[i];
-        if (strncmp(item, "snapshot.id=", 12) != 0 && strncmp(item, "snapshot.name=", 14) != 0) {
-            report_error("Invalid parameter '%.*s'", (int)strcspn(item, "="), item);
-            good = false;
-        }
-    }
-    if (!good) {
-        report_error("Failed in parsing snapshot param '%s'", text);
+    int status = source_parse_snapshot(text, &c->snapshot);
+    if (status < 0 && c->source_count > 1 && c->snapshot && !strcmp(c->snapshot, text)) {
+        report_error("No support for concatenating multiple snapshot");
         return 1;
     }
-    const char *id = keyvals_get(&list, "snapshot.id");
-    c->snapshot = xstrdup(id ? id : keyvals_get(&list, "snapshot.name"));
-    return -1;
+    return status;
 }
 
 static void print_salvage(void *opaque, uint64_t off, uint64_t len, const struct qk_error *why)
@@ -317,6 +297,23 @@ static uint64_t total_size(const struct convert *c)
     return total;
 }
 
+/* The format, and how the values of -o are written; what they mean is judged by the creation. */
+static int check_create_options(struct convert *c)
+{
+    struct qk_error err = {0};
+    char **resolved = NULL;
+    TEXT_CLEANUP char *size = xprintf("%llu", (unsigned long long)total_size(c));
+    keyvals_remove(&c->create, "size");
+    keyvals_add(&c->create, "size", size);
+    int ret =
+        qk_create_resolve(c->target_name, c->target_format, (const char *const *)c->create.item,
+                          QK_CREATE_UNCHECKED_BACKING, &resolved, &err);
+    qk_options_free(resolved);
+    if (ret < 0)
+        report_qk(&err);
+    return ret < 0 ? 1 : -1;
+}
+
 /* Names a backing file, by -B and -F or by -o. */
 static int set_backing(struct convert *c)
 {
@@ -387,13 +384,9 @@ static int copy(struct convert *c, struct qk_disk *target)
 
 static int convert_into_target(struct convert *c)
 {
-    if (c->create_target) {
-        if (!qk_create_options(c->target_format, &(size_t){0})) {
-            report_error("Unknown file format '%s'", c->target_format);
-            return 1;
-        }
-    }
     int status = set_backing(c);
+    if (status < 0 && c->create_target)
+        status = check_create_options(c);
     if (status < 0 && c->create_target)
         status = create_target(c);
     struct qk_disk *target = NULL;
@@ -406,7 +399,7 @@ static int convert_into_target(struct convert *c)
 static int open_sources(struct convert *c)
 {
     for (size_t i = 0; i < c->source_count; i++)
-        if (open_image(c->source_name[i], &c->source_request, &c->source[i]) < 0)
+        if (source_open(c->source_name[i], &c->source_request, &c->source[i]) < 0)
             return 1;
     return -1;
 }

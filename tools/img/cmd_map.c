@@ -65,6 +65,7 @@ static void print_json(const struct qk_extent *e, bool last)
 {
     struct json item = JSON_COMPACT(stdout);
     json_open(&item, NULL, '{');
+    putchar(' '); /* as qemu-img has it */
     json_uint(&item, "start", e->off);
     json_uint(&item, "length", e->len);
     json_uint(&item, "depth", e->depth);

@@ -6,9 +6,11 @@
 #include "common/report.h"
 #include "common/rows.h"
 #include "img/commands.h"
+#include "img/source.h"
 
 #include <errno.h>
 #include <stdio.h>
+#include <string.h>
 
 enum { OPT_SIZE = OPT_LOCAL };
 
@@ -90,6 +92,8 @@ static int measure(const struct opts *opts, struct qk_disk *source, struct keyva
     int ret = qk_measure(source, format, (const char *const *)list->item, &result, &err);
     if (ret < 0) {
         report_qk(&err);
+        if (!strcmp(err.structure, "creation options"))
+            report_error("Invalid options for file format '%s'", format);
         return 1;
     }
     print(&result, opts_json(opts));
@@ -109,8 +113,12 @@ static int run(const struct opts *opts)
         status = image_request_from(opts, &request);
     if (status >= 0)
         return status;
-    request.snapshot = opts_string(opts, 'l');
-    if (opts->operand_count && open_image(opts->operand[0], &request, &source) < 0)
+    TEXT_CLEANUP char *snapshot = NULL;
+    status = source_parse_snapshot(opts_string(opts, 'l'), &snapshot);
+    if (status >= 0)
+        return status;
+    request.snapshot = snapshot;
+    if (opts->operand_count && source_open(opts->operand[0], &request, &source) < 0)
         return 1;
     return measure(opts, source, &list);
 }
