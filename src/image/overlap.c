@@ -4,17 +4,7 @@
  * are in a hash set of host clusters, one 16-byte place for each, so that a look costs the same at
  * every size. A hit marks the image corrupt, on disk and in memory, and nothing is written.
  */
-#include "image/image_int.h"
-
-struct table_place {
-    uint64_t cluster; /* 0: free place (the header's cluster is never a table's) */
-    unsigned kind;
-};
-
-struct table_set {
-    struct table_place *places;
-    size_t count, mask; /* places used, and their number less one */
-};
+#include "image/overlap.h"
 
 static size_t slot_of(const struct table_set *set, uint64_t cluster)
 {
@@ -47,21 +37,22 @@ static int set_add(struct table_set *set, uint64_t cluster, unsigned kind)
         return -ENOMEM;
     struct table_place *p = &set->places[slot_of(set, cluster)];
     set->count += !p->cluster;
-    *p = (struct table_place){cluster, kind};
+    p->cluster = cluster;
+    p->kinds |= kind;
     return 0;
 }
 
 /* Open addressing: what stood behind the removed place is put anew. */
 static void set_remove(struct table_set *set, uint64_t cluster)
 {
-    size_t i = slot_of(set, cluster);
-    if (!set->places[i].cluster)
+    size_t i = set->mask ? slot_of(set, cluster) : 0;
+    if (!set->mask || !set->places[i].cluster)
         return;
-    set->places[i].cluster = 0;
+    set->places[i] = (struct table_place){0};
     set->count--;
     for (i = (i + 1) & set->mask; set->places[i].cluster; i = (i + 1) & set->mask) {
         struct table_place p = set->places[i];
-        set->places[i].cluster = 0;
+        set->places[i] = (struct table_place){0};
         set->places[slot_of(set, p.cluster)] = p;
     }
 }
@@ -89,26 +80,12 @@ void overlap_forget(struct image *img, struct cluster_run run)
     pthread_rwlock_unlock(&img->tables_lock);
 }
 
-int overlap_load(struct image *img, struct qk_error *err)
-{
-    overlap_destroy(img);
-    img->tables = calloc(1, sizeof(*img->tables));
-    int ret = img->tables ? set_grow(img->tables) : -ENOMEM;
-    for (uint32_t i = 0; i < img->l1_count && ret == 0; i++)
-        if (l1_entry_host(img->l1[i]))
-            ret = set_add(img->tables, image_cluster_of(img, l1_entry_host(img->l1[i])),
-                          OVERLAP_ACTIVE_L2);
-    for (uint64_t i = 0; i < img->reftable.count && ret == 0; i++)
-        if (image_cluster_of(img, img->reftable.entries[i]))
-            ret = set_add(img->tables, image_cluster_of(img, img->reftable.entries[i]),
-                          OVERLAP_REFCOUNT_BLOCK);
-    return ret < 0 ? qk_fail_nomem(err) : 0;
-}
-
 void overlap_destroy(struct image *img)
 {
-    if (img->tables)
+    if (img->tables) {
         free(img->tables->places);
+        byte_range_vec_free(&img->tables->ranges);
+    }
     free(img->tables);
     img->tables = NULL;
 }
@@ -123,12 +100,14 @@ static const struct {
     {OVERLAP_REFCOUNT_BLOCK, "refcount block"},
     {OVERLAP_REFCOUNT_TABLE, "refcount table"},
     {OVERLAP_SNAPSHOT_TABLE, "snapshot table"},
+    {OVERLAP_INACTIVE_L1, "inactive L1 table"},
+    {OVERLAP_INACTIVE_L2, "inactive L2 table"},
 };
 
 static const char *kind_name(unsigned kind)
 {
     for (size_t i = 0; i < ARRAY_SIZE(kinds); i++)
-        if (kinds[i].kind == kind)
+        if (kinds[i].kind & kind)
             return kinds[i].name;
     return "metadata";
 }
@@ -149,6 +128,11 @@ static unsigned find_single(const struct image *img, unsigned kinds_wanted, uint
     for (size_t i = 0; i < ARRAY_SIZE(ranges); i++)
         if (kinds_wanted & ranges[i].kind && ranges_overlap(off, len, ranges[i].off, ranges[i].len))
             return ranges[i].kind;
+    const struct byte_range_vec *more = &img->tables->ranges;
+    for (size_t i = 0; i < more->len; i++)
+        if (kinds_wanted & more->ptr[i].kind &&
+            ranges_overlap(off, len, more->ptr[i].off, more->ptr[i].len))
+            return more->ptr[i].kind;
     return 0;
 }
 
@@ -158,10 +142,10 @@ static unsigned find_table(const struct image *img, unsigned kinds_wanted, uint6
     unsigned hit = 0;
     uint64_t last = image_cluster_of(img, off + len - 1);
     const struct table_set *set = img->tables;
-    for (uint64_t c = image_cluster_of(img, off); c <= last && !hit; c++) {
+    for (uint64_t c = image_cluster_of(img, off); set->mask && c <= last && !hit; c++) {
         const struct table_place *p = &set->places[slot_of(set, c)];
-        if (p->cluster && p->kind & kinds_wanted)
-            hit = p->kind;
+        if (p->cluster && p->kinds & kinds_wanted)
+            hit = p->kinds & kinds_wanted;
     }
     return hit;
 }
@@ -174,7 +158,7 @@ int overlap_check(struct image *img, unsigned own, uint64_t off, uint64_t len,
         return 0;
     pthread_rwlock_rdlock(&img->tables_lock);
     unsigned hit = find_single(img, wanted, off, len);
-    if (!hit && wanted & (OVERLAP_ACTIVE_L2 | OVERLAP_REFCOUNT_BLOCK))
+    if (!hit && wanted & (OVERLAP_ACTIVE_L2 | OVERLAP_REFCOUNT_BLOCK | OVERLAP_INACTIVE_L2))
         hit = find_table(img, wanted, off, len);
     pthread_rwlock_unlock(&img->tables_lock);
     if (!hit)
