@@ -116,5 +116,5 @@ int cmd_compare(int argc, char **argv)
         return status;
     if (opts.operand_count != 2)
         return usage_error("Expecting two image file names");
-    return run(&opts);
+    return (int)run(&opts);
 }
