@@ -30,7 +30,7 @@ static void print_pairs(const char *title, const struct cmd_text *pairs, const c
         if (prefix)
             printf("  %s %s\n      %s\n", prefix, pairs->what, pairs->why);
         else
-            printf("  %s  %s\n", pairs->what, pairs->why);
+            printf("  %-2s  %s\n", pairs->what, pairs->why);
     }
 }
 

@@ -54,8 +54,8 @@ static const char *const key_order[] = {
     "actual-size",
     "format-specific",
     "full-backing-filename",
-    "backing-filename",
     "encrypted",
+    "backing-filename",
     "dirty-flag",
     /* snapshots, bitmaps */
     "flags",
