@@ -1,4 +1,4 @@
-# qcowkit.bash - completion of qcowkit and qemu-img command lines for bash.
+# qcowkit.bash - completion of qcowkit, qemu-img and qemu-io command lines for bash.
 # The table below is written by completions/update from `qcowkit --list-options`; a test compares
 # the two. Columns: command, option, kind of its argument, fixed values.
 
@@ -161,6 +161,38 @@ resize --shrink flag
 resize -q flag
 snapshot -h flag
 snapshot --help flag
+io -h flag
+io --help flag
+io --object object
+io --image-opts flag
+io -c text
+io --cmd text
+io -f format
+io --format format
+io -r flag
+io --read-only flag
+io -s flag
+io --snapshot flag
+io -n flag
+io --nocache flag
+io -C flag
+io --copy-on-read flag
+io -m flag
+io --misalign flag
+io -k flag
+io --native-aio flag
+io -i text
+io --aio text
+io -t cache
+io --cache cache
+io -d text
+io --discard text
+io -T text
+io --trace text
+io -U flag
+io --force-share flag
+io -V flag
+io --version flag
 # table ends
 END
 }
@@ -216,6 +248,10 @@ _qcowkit_value() {
 # The command is the first word that is no option.
 _qcowkit_command() {
     local i
+    if [[ ${1##*/} == qemu-io ]]; then
+        echo io
+        return
+    fi
     for ((i = 1; i < COMP_CWORD; i++)); do
         case ${COMP_WORDS[i]} in
         -T | --trace) ((i++)) ;;
@@ -237,11 +273,11 @@ _qcowkit() {
         before=${COMP_WORDS[COMP_CWORD - 2]}
     fi
     COMPREPLY=()
-    command=$(_qcowkit_command)
+    command=$(_qcowkit_command "$1")
     if [[ -z $command ]]; then
         local names
         names=$(_qcowkit_commands)
-        [[ ${1##*/} != qcowkit ]] || names+=' io'
+        [[ ${1##*/} == qcowkit ]] || names=$(grep -vx io <<<"$names")
         _qcowkit_words "$names --help --version --trace" "$current"
         return
     fi
@@ -255,4 +291,4 @@ _qcowkit() {
     fi
 }
 
-complete -F _qcowkit qcowkit qemu-img
+complete -F _qcowkit qcowkit qemu-img qemu-io

@@ -58,6 +58,7 @@ static int list_options(void)
 {
     for (const struct verb *verb = img_verbs; verb->desc; verb++)
         opts_list(verb->desc);
+    opts_list(&desc_io);
     return 0;
 }
 

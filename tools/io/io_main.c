@@ -49,7 +49,7 @@ static const struct cmd_text statuses[] = {
     {NULL, NULL},
 };
 
-static const struct cmd_desc desc_io = {
+const struct cmd_desc desc_io = {
     .name = "io",
     .summary = "run read, write and other commands on an image; `-c help` lists them",
     .operands = "[FILE]",
