@@ -83,8 +83,9 @@ struct bench {
     atomic_bool failed;
     pthread_rwlock_t in_flight; /* read: a request; write: a flush that waits for all */
     pthread_barrier_t start;
-    pthread_mutex_t error_lock;
+    pthread_mutex_t lock;  /* for the rest */
     struct qk_error error; /* the first one */
+    double began, ended;   /* of the first and the last thread */
 };
 
 /* ---- options ----------------------------------------------------------------------------- */
@@ -242,13 +243,31 @@ static int request(struct bench *b, uint64_t index, void *buffer, struct qk_erro
     return ret;
 }
 
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+/* Each thread looks at the clock: the one that waits for them may be woken late. */
+static void note_times(struct bench *b, double began, double ended)
+{
+    pthread_mutex_lock(&b->lock);
+    if (!b->ended || began < b->began)
+        b->began = began;
+    if (ended > b->ended)
+        b->ended = ended;
+    pthread_mutex_unlock(&b->lock);
+}
+
 static void note_failure(struct bench *b, const struct qk_error *err)
 {
-    pthread_mutex_lock(&b->error_lock);
+    pthread_mutex_lock(&b->lock);
     if (!atomic_load(&b->failed))
         b->error = *err;
     atomic_store(&b->failed, true);
-    pthread_mutex_unlock(&b->error_lock);
+    pthread_mutex_unlock(&b->lock);
 }
 
 static void *work(void *opaque)
@@ -262,6 +281,7 @@ static void *work(void *opaque)
     else
         note_failure(b, &err);
     pthread_barrier_wait(&b->start);
+    double began = now();
     while (!atomic_load_explicit(&b->failed, memory_order_relaxed)) {
         uint64_t index = atomic_fetch_add_explicit(&b->next, 1, memory_order_relaxed);
         if (index >= b->count)
@@ -269,36 +289,26 @@ static void *work(void *opaque)
         if (request(b, index, buffer, &err) < 0)
             note_failure(b, &err);
     }
+    note_times(b, began, now());
     free(buffer);
     return NULL;
 }
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
-
-/* Starts the threads, lets them go together; the seconds that they took. -1: no threads. */
-static double run_threads(struct bench *b)
+/* Starts the threads, lets them go together and waits for them. */
+static void run_threads(struct bench *b)
 {
     pthread_t *thread = xmalloc((size_t)b->threads * sizeof(*thread));
-    pthread_barrier_init(&b->start, NULL, (unsigned)b->threads + 1);
+    pthread_barrier_init(&b->start, NULL, (unsigned)b->threads);
     for (uint64_t i = 0; i < b->threads; i++) {
         if (pthread_create(&thread[i], NULL, work, b) != 0) {
             report_error("Could not start %llu threads", (unsigned long long)b->threads);
             exit(1); /* the threads that exist wait for ever */
         }
     }
-    pthread_barrier_wait(&b->start);
-    double start = now();
     for (uint64_t i = 0; i < b->threads; i++)
         pthread_join(thread[i], NULL);
-    double seconds = now() - start;
     pthread_barrier_destroy(&b->start);
     free(thread);
-    return seconds;
 }
 
 /* ---- output ------------------------------------------------------------------------------ */
@@ -347,10 +357,11 @@ static int run(struct bench *b, bool as_json)
     if (!as_json)
         print_plan(b);
     pthread_rwlock_init(&b->in_flight, NULL);
-    pthread_mutex_init(&b->error_lock, NULL);
-    double seconds = run_threads(b);
-    pthread_mutex_destroy(&b->error_lock);
+    pthread_mutex_init(&b->lock, NULL);
+    run_threads(b);
+    pthread_mutex_destroy(&b->lock);
     pthread_rwlock_destroy(&b->in_flight);
+    double seconds = b->ended - b->began;
     if (b->failed) {
         report_failure(&b->error, "Failed request");
         return 1;
