@@ -4,6 +4,7 @@
  * offsets, failing loads and memory.
  */
 #include "image/freemap.h"
+#include "nomem.h"
 #include "test.h"
 
 #include <malloc.h>
@@ -253,8 +254,46 @@ static void memory_bound(void)
     freemap_free(map);
 }
 
+/* Each change first runs out of memory at some allocation; then nothing has changed, and the same
+ * change goes through. */
+static void out_of_memory_run(uint64_t seed)
+{
+    rng_state = seed;
+    struct model *m = model_new(MODEL_CLUSTERS);
+    struct freemap *map;
+    unsigned failed = 0;
+    countdown = 0;
+    CHECK_ERR(freemap_new(m->end, model_load, m, &map, NULL), -ENOMEM);
+    countdown = -1;
+    CHECK_OK(freemap_new(m->end, model_load, m, &map, NULL));
+    for (unsigned i = 0; i < 400; i++) {
+        uint64_t start = rng(MODEL_CLUSTERS), n = 1 + rng(rng(2) ? 100 : 5 * FREEMAP_LEAF), at;
+        bool used = rng(2) != 0;
+        if (n > MODEL_CLUSTERS - start)
+            n = MODEL_CLUSTERS - start;
+        countdown = (long)rng(4);
+        int ret = freemap_set(map, start, n, used, NULL);
+        countdown = -1;
+        failed += ret < 0;
+        CHECK(ret == 0 || ret == -ENOMEM);
+        if (ret == 0)
+            memset(m->used + start, used, n);
+        CHECK_OK(freemap_find(map, n, &at, NULL));
+        CHECK_EQ(at, model_find(m, n));
+        for (uint64_t c = start > 3 ? start - 3 : 0; c < start + n && c < MODEL_CLUSTERS; c += 3) {
+            CHECK_OK(freemap_is_used(map, c, &used, NULL));
+            CHECK_EQ(used, m->used[c]);
+        }
+    }
+    CHECK(failed > 10);
+    step_end(map, m);
+    freemap_free(map);
+    free(m);
+}
+
 int main(void)
 {
+    out_of_memory_run(UINT64_C(0x853c49e6748fea9b));
     for (uint64_t seed = 1; seed <= 12; seed++)
         random_run(seed * UINT64_C(0x9e3779b97f4a7c15), 1200);
     lazy_loading();

@@ -5,45 +5,10 @@
  */
 #include "check/check.h"
 #include "image/image.h"
+#include "nomem.h"
 #include "test.h"
 
-static long countdown = -1; /* allocations until one fails; < 0: none does */
-
-static bool out_of_memory(void)
-{
-    return countdown >= 0 && countdown-- == 0;
-}
-
-void *__real_malloc(size_t n);
-void *__real_calloc(size_t n, size_t size);
-void *__real_realloc(void *p, size_t n);
-void *__real_aligned_alloc(size_t align, size_t n);
-void *__wrap_malloc(size_t n);
-void *__wrap_calloc(size_t n, size_t size);
-void *__wrap_realloc(void *p, size_t n);
-void *__wrap_aligned_alloc(size_t align, size_t n);
-
-void *__wrap_malloc(size_t n)
-{
-    return out_of_memory() ? NULL : __real_malloc(n);
-}
-
-void *__wrap_calloc(size_t n, size_t size)
-{
-    return out_of_memory() ? NULL : __real_calloc(n, size);
-}
-
-void *__wrap_realloc(void *p, size_t n)
-{
-    return out_of_memory() ? NULL : __real_realloc(p, n);
-}
-
-void *__wrap_aligned_alloc(size_t align, size_t n)
-{
-    return out_of_memory() ? NULL : __real_aligned_alloc(align, n);
-}
-
-#define DISK (256u * 1024)
+#define DISK    (256u * 1024)
 #define FLUSHED (32u * 1024)
 
 static const struct image_options writable = {
