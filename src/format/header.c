@@ -113,9 +113,7 @@ static int decode_version(const uint8_t *p, size_t len, uint32_t *version, struc
     *version = load_be32(p + OFF_VERSION);
     if (*version != 2 && *version != 3)
         return qk_fail_at(err, -ENOTSUP, WHERE(NULL, "header", OFF_VERSION),
-                          "Unsupported qcow2 version %" PRIu32
-                          ": version (header offset 4), expected 2 or 3",
-                          *version);
+                          "Unsupported qcow2 version %" PRIu32 ": expected 2 or 3", *version);
     return 0;
 }
 
@@ -154,8 +152,8 @@ void header_encode(const struct header *h, uint8_t *out)
 
 /* ---- judging ---- */
 
-/* "WHAT: l1_table_offset (header offset 40) is 0x30001, expected EXPECTED". Offsets and feature
- * bits read better in hexadecimal, counts in decimal. */
+/* "WHAT: l1_table_offset is 0x30001, expected EXPECTED"; the place goes beside the text. Offsets
+ * and feature bits read better in hexadecimal, counts in decimal. */
 static int bad_field(struct qk_error *err, const struct header *h, enum field_index f,
                      const char *what, const char *expected)
 {
@@ -167,9 +165,8 @@ static int bad_field(struct qk_error *err, const struct header *h, enum field_in
         snprintf(text, sizeof(text), "0x%" PRIx64, v);
     else
         snprintf(text, sizeof(text), "%" PRIu64, v);
-    return qk_fail_at(err, -EINVAL, WHERE(NULL, "header", field->off),
-                      "%s: %s (header offset %" PRIu32 ") is %s, expected %s", what,
-                      field->spec_name, field->off, text, expected);
+    return qk_fail_at(err, -EINVAL, WHERE(NULL, "header", field->off), "%s: %s is %s, expected %s",
+                      what, field->spec_name, text, expected);
 }
 
 /* What a rule may look at beside the header. */

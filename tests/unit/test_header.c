@@ -240,7 +240,7 @@ static void backing_names(void)
     CHECK_OK(header_validate(&h, NULL, FILE_BYTES, NULL));
     h.backing_name_len = 1024;
     CHECK_ERR(header_validate(&h, NULL, FILE_BYTES, &err), -EINVAL);
-    CHECK_STR(err.text, "Backing file name too long: backing_file_size (header offset 16) is 1024, "
+    CHECK_STR(err.text, "Backing file name too long: backing_file_size is 1024, "
                         "expected at most 1023");
     h.backing_name_off = 0x10000 - 10;
     h.backing_name_len = 10;
