@@ -37,8 +37,7 @@ static int judge_features(const struct image *img, struct qk_error *err)
         return qk_fail_at(err, -ENOTSUP, WHERE(img->file->name, "header", 72),
                           "the image uses a feature that this version does not have: %s", missing);
     if (img->opts.writable && !img->opts.for_check && img->h.incompatible & INCOMPAT_CORRUPT)
-        return qk_fail_at(err, -EACCES, WHERE(img->file->name, "header", 72),
-                          "qcow2: Image is corrupt; cannot be opened read/write");
+        return qk_fail(err, -EACCES, "qcow2: Image is corrupt; cannot be opened read/write");
     return 0;
 }
 

@@ -106,6 +106,7 @@ static int blkdebug_open(struct node *node, struct open_request *req, struct qk_
     int ret = open_image(node, req, &image, err);
     if (ret < 0)
         return ret;
+    node->debugged = image;
     node->base_name = image->base_name ? strdup(image->base_name) : NULL;
     const char *exact = image->exact_name;
     if (exact && asprintf(&node->exact_name, "blkdebug:%s:%s", config ? config : "", exact) < 0)
@@ -142,7 +143,9 @@ static const struct qk_io_ops blkdebug_ops = {
     .close = node_io_close,
 };
 
-static const char *const blkdebug_strong[] = {"config", "inject-error.", "set-state.", NULL};
+static const char *const blkdebug_strong[] = {
+    "config",         "inject-error.",  "set-state.",  "align",       "max-transfer",
+    "opt-write-zero", "max-write-zero", "opt-discard", "max-discard", NULL};
 
 const struct node_driver blkdebug_driver = {
     .name = "blkdebug",

@@ -123,9 +123,9 @@ static int name_backing(struct node *node, struct backing *b, enum qk_policy pol
 {
     const char *name = image_backing_name(node->image);
     const char *format = image_backing_format(node->image);
-    if (options_find(&b->req.opts, "file.filename"))
-        return 0;
-    if (!name)
+    if (format && !options_find(&b->req.opts, "driver"))
+        b->req.format = format;
+    if (!name || options_find(&b->req.opts, "file.filename"))
         return 0;
     int ret = check_policy(policy, name, format, err);
     if (ret == 0)
@@ -135,8 +135,6 @@ static int name_backing(struct node *node, struct backing *b, enum qk_policy pol
     if (ret < 0)
         return ret;
     b->req.name = node->backing_full;
-    if (format && !options_find(&b->req.opts, "driver"))
-        b->req.format = format;
     return 0;
 }
 

@@ -7,6 +7,7 @@
 #include "node/name.h"
 
 #include <string.h>
+#include <sys/stat.h>
 
 static int parse_name(const char *name, struct options *opts, struct qk_error *err)
 {
@@ -24,7 +25,7 @@ static int take_locking(struct open_request *req, bool *locking, struct qk_error
         return 0;
     int on = option_parse_bool(text);
     if (on < 0)
-        return qk_fail(err, -EINVAL, "Parameter 'locking' does not accept value '%s'", text);
+        return option_bad_value(err, text);
     *locking = on;
     return 0;
 }
@@ -34,7 +35,7 @@ static int take_ignored(struct open_request *req, struct qk_error *err)
 {
     const char *aio = options_take(&req->opts, "aio");
     if (aio && strcmp(aio, "threads") && strcmp(aio, "native") && strcmp(aio, "io_uring"))
-        return qk_fail(err, -EINVAL, "Parameter 'aio' does not accept value '%s'", aio);
+        return option_bad_value(err, aio);
     bool unused = false;
     uint64_t number = 0;
     int ret = options_take_bool(&req->opts, "drop-cache", &unused, err);
@@ -43,6 +44,22 @@ static int take_ignored(struct open_request *req, struct qk_error *err)
     if (ret == 0)
         ret = options_take_size(&req->opts, "aio-max-batch", &number, err);
     return ret;
+}
+
+/* Before anything is opened: what the driver is for. The store refuses FIFOs and the like. */
+static int check_kind(const struct node *node, const char *filename, struct qk_error *err)
+{
+    struct stat st;
+    if (stat(filename, &st) < 0)
+        return 0;
+    if (node->driver == &host_device_driver && !S_ISBLK(st.st_mode))
+        return qk_fail(
+            err, -EINVAL,
+            "'host_device' driver requires '%s' to be either a character or block device",
+            filename);
+    if (S_ISDIR(st.st_mode) && (node->flags & QK_OPEN_RDWR))
+        return qk_fail_errno(err, -EISDIR, "Could not open '%s'", filename);
+    return 0;
 }
 
 static int file_node_open(struct node *node, struct open_request *req, struct qk_error *err)
@@ -61,12 +78,11 @@ static int file_node_open(struct node *node, struct open_request *req, struct qk
     if (ret == 0)
         ret = take_ignored(req, err);
     if (ret == 0)
+        ret = check_kind(node, filename, err);
+    if (ret == 0)
         ret = io_file_open(filename, &file, &node->store, err);
     if (ret < 0)
         return ret;
-    if (node->driver == &host_device_driver && node->store->can_grow)
-        return qk_fail(err, -EINVAL, "'host_device' driver requires '%s' to be a block device",
-                       filename);
     node->io.name = node->store->name;
     node->io.alignment = node->store->alignment;
     node->io.can_grow = node->store->can_grow;

@@ -41,16 +41,18 @@ struct node {
     struct qk_io io; /* first, so that a node can be used as a store */
     struct qk_disk handle;
     const struct node_driver *driver;
-    struct node *file;    /* child that holds the bytes, NULL: none */
-    struct node *backing; /* NULL: none */
-    struct qk_io *store;  /* protocols: the store that is wrapped */
-    struct image *image;  /* qcow2 only */
-    unsigned flags;       /* QK_OPEN_* as they hold for this node */
+    struct node *file;     /* child that holds the bytes, NULL: none */
+    struct node *backing;  /* NULL: none */
+    struct qk_io *store;   /* protocols: the store that is wrapped */
+    struct node *debugged; /* blkdebug: what lies below the store, which owns it */
+    struct image *image;   /* qcow2 only */
+    unsigned flags;        /* QK_OPEN_* as they hold for this node */
     enum node_discard discard;
     enum node_detect detect_zeroes;
     atomic_uint_fast64_t size; /* guest bytes, a multiple of 512 */
     uint64_t raw_off, raw_len; /* raw: window on the file; null: raw_len is the size */
     bool raw_sized;            /* raw: size= was given, the window is fixed */
+    bool null_zeroes;          /* null: read-zeroes=on */
     bool probed;               /* the format was found by looking at the content */
     atomic_int sparse_file;    /* see status.c */
     pthread_mutex_t guard;     /* raw, probed: writes to the first sector, one at a time */

@@ -25,19 +25,38 @@ static json_t *option_json(const struct option *opt)
     }
 }
 
+static bool set_option(json_t *object, const struct option *opt)
+{
+    return !json_object_set_new(object, opt->key, option_json(opt));
+}
+
+/* Some options stand before the driver in the names that QEMU shows; ours read the same. */
+static bool shown_first(const char *key)
+{
+    return !strcmp(key, "offset") || !strcmp(key, "read-zeroes");
+}
+
+static bool set_options(json_t *object, const struct options *opts, bool first)
+{
+    bool ok = true;
+    for (size_t i = 0; ok && i < opts->list.len; i++) {
+        if (shown_first(opts->list.ptr[i].key) == first)
+            ok = set_option(object, &opts->list.ptr[i]);
+    }
+    return ok;
+}
+
 /* Driver, options that matter and children, as an object. NULL: no memory. */
 static json_t *describe(const struct node *node)
 {
     json_t *object = json_object();
-    bool ok = object && !json_object_set_new(object, "driver", json_string(node->driver->name));
-    for (size_t i = 0; ok && i < node->strong.list.len; i++) {
-        const struct option *opt = &node->strong.list.ptr[i];
-        ok = !json_object_set_new(object, opt->key, option_json(opt));
-    }
+    bool ok = object && set_options(object, &node->strong, true);
+    if (ok && node->debugged)
+        ok = !json_object_set_new(object, "image", describe(node->debugged));
+    ok = ok && !json_object_set_new(object, "driver", json_string(node->driver->name));
+    ok = ok && set_options(object, &node->strong, false);
     if (ok && node->file)
         ok = !json_object_set_new(object, "file", describe(node->file));
-    else if (ok && node->driver == &blkdebug_driver && node->base_name)
-        ok = !json_object_set_new(object, "image.filename", json_string(node->base_name));
     if (ok)
         return object;
     json_decref(object);

@@ -14,20 +14,19 @@ static int parse_name(const char *name, struct options *opts, struct qk_error *e
 {
     (void)opts;
     if (strcmp(name, "null-co://") && strcmp(name, "null-aio://"))
-        return qk_fail(err, -EINVAL, "The only allowed filename for this driver is '%.*s://'",
-                       (int)strcspn(name, ":"), name);
+        return qk_fail(err, -EINVAL, "The only allowed filename for this driver is '%s://'",
+                       strncmp(name, "null-aio", 8) ? "null-co" : "null-aio");
     return 0;
 }
 
 static int null_open(struct node *node, struct open_request *req, struct qk_error *err)
 {
-    bool read_zeroes = false;
     uint64_t latency = 0;
     node->raw_len = NULL_DEFAULT_BYTES;
     node->io.can_grow = false;
     int ret = options_take_size(&req->opts, "size", &node->raw_len, err);
     if (ret == 0)
-        ret = options_take_bool(&req->opts, "read-zeroes", &read_zeroes, err);
+        ret = options_take_bool(&req->opts, "read-zeroes", &node->null_zeroes, err);
     if (ret == 0)
         ret = options_take_size(&req->opts, "latency-ns", &latency, err);
     return ret;
@@ -84,13 +83,13 @@ static int null_status(struct qk_io *io, uint64_t off, uint64_t len, unsigned fl
                        struct qk_extent *extent, struct qk_error *err)
 {
     (void)flags, (void)err;
-    *extent = (struct qk_extent){
-        .off = off,
-        .len = len,
-        .host_off = off,
-        .file = node_of(io)->shown_name,
-        .flags = QK_EXTENT_ZERO | QK_EXTENT_ALLOCATED | QK_EXTENT_OFFSET,
-    };
+    /* without read-zeroes=on nobody asked for zeroes: no layer decides that they are read */
+    *extent = (struct qk_extent){.off = off, .len = len, .flags = QK_EXTENT_ZERO};
+    if (!node_of(io)->null_zeroes)
+        return 0;
+    extent->flags |= QK_EXTENT_ALLOCATED | QK_EXTENT_OFFSET;
+    extent->host_off = off;
+    extent->file = node_of(io)->shown_name;
     return 0;
 }
 

@@ -94,7 +94,7 @@ static int take_detect_zeroes(struct node *node, struct open_request *req, struc
         return 0;
     }
     if (strcmp(text, "unmap"))
-        return qk_fail(err, -EINVAL, "Parameter 'detect-zeroes' does not accept value '%s'", text);
+        return option_bad_value(err, text);
     if (node->discard != DISCARD_UNMAP)
         return qk_fail(err, -EINVAL,
                        "setting detect-zeroes to unmap is not allowed without setting "

@@ -196,6 +196,11 @@ int option_bad_size(struct qk_error *err, const char *key)
                    key);
 }
 
+int option_bad_value(struct qk_error *err, const char *value)
+{
+    return qk_fail(err, -EINVAL, "invalid parameter value: %s", value);
+}
+
 int option_parse_bool(const char *text)
 {
     static const char *const words[][2] = {

@@ -58,9 +58,11 @@ int options_split(struct options *opts, const char *prefix, struct options *to,
 /* The first key that nobody used, or NULL. */
 const char *options_unused(const struct options *opts);
 
-/* The two sentences that a malformed value gets, in QEMU's words. */
+/* What a malformed value gets, in QEMU's words. */
 int option_bad_bool(struct qk_error *err, const char *key);
 int option_bad_size(struct qk_error *err, const char *key);
+int option_bad_value(struct qk_error *err,
+                     const char *value); /* none of the words that there are */
 /* on/off/yes/no/true/false... as QEMU's options take them: 1, 0 or -EINVAL. */
 int option_parse_bool(const char *text);
 

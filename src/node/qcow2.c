@@ -35,9 +35,29 @@ static int repair_dirty(struct node *node, struct image_options opts, struct qk_
     return image_close(img, err);
 }
 
+/* The size of L2 slices depends on the image: whatever was asked for can be judged only now. */
+static int open_judging_slices(struct node *node, const struct image_options *opts,
+                               struct qk_error *err)
+{
+    struct image_options safe = *opts;
+    uint32_t slice = opts->l2_slice_bytes;
+    if (!is_power_of_2(slice) || slice < 512)
+        safe.l2_slice_bytes = 0;
+    int ret = image_open(&node->file->io, &safe, &node->image, err);
+    if (ret < 0)
+        return ret;
+    uint32_t cluster = image_geometry(node->image)->cluster_bytes;
+    if (slice && (!safe.l2_slice_bytes || slice > cluster))
+        return qk_fail(err, -EINVAL,
+                       "L2 cache entry size must be a power of two between 512 and "
+                       "the cluster size (%u)",
+                       cluster);
+    return 0;
+}
+
 static int open_image(struct node *node, const struct image_options *opts, struct qk_error *err)
 {
-    int ret = image_open(&node->file->io, opts, &node->image, err);
+    int ret = open_judging_slices(node, opts, err);
     if (ret < 0 || !opts->writable || opts->for_check || !image_needs_repair(node->image))
         return ret;
     image_abandon(TAKE(node->image));

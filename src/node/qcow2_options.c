@@ -122,10 +122,6 @@ static int set_caches(const struct cache_sizes *c, struct image_options *out, st
         return qk_fail(err, -EINVAL, "l2-cache-size may not exceed cache-size");
     if (c->has_total && c->has_refcount && c->refcount > c->total)
         return qk_fail(err, -EINVAL, "refcount-cache-size may not exceed cache-size");
-    if (c->l2_entry && (!is_power_of_2(c->l2_entry) || c->l2_entry < 512 || c->l2_entry > 2 << 20))
-        return qk_fail(err, -EINVAL,
-                       "L2 cache entry size must be a power of two between 512 and "
-                       "the cluster size");
     uint64_t l2 = c->l2, refcount = c->refcount;
     if (c->has_total && c->has_l2)
         refcount = c->total - l2;
@@ -136,7 +132,7 @@ static int set_caches(const struct cache_sizes *c, struct image_options *out, st
         l2 = c->total - refcount;
     }
     out->l2_cache_bytes = l2;
-    out->l2_slice_bytes = (uint32_t)c->l2_entry;
+    out->l2_slice_bytes = (uint32_t)min_u64(c->l2_entry, UINT32_MAX);
     out->refcount_cache_bytes = refcount;
     return 0;
 }
