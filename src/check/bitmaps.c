@@ -107,7 +107,6 @@ int bitmaps_collect(struct check *c, struct qk_error *err)
         directory_damaged(c, off, "its place or size is impossible");
         return 0;
     }
-    const struct root root = {off, bytes, 1, PROBLEM_TABLE_OUTSIDE};
-    int ret = count_root(c, &root, err);
+    int ret = count_inside(c, off, bytes, err);
     return ret < 0 ? ret : directory_collect(c, off, bytes, count, err);
 }

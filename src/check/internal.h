@@ -116,6 +116,8 @@ int progress_add(struct check *c, uint64_t done, struct qk_error *err);
 /* Clusters of [off, off + bytes). False when the range ends a cluster or more past the file's end
  * (an image may end inside its last cluster). */
 bool range_span(const struct check *c, uint64_t off, uint64_t bytes, struct refmap_span *span);
+/* Counts a reference to a range that is known to lie in the file. */
+int count_inside(struct check *c, uint64_t off, uint64_t bytes, struct qk_error *err);
 /* Counts `times` references to the range, or reports `outside`. */
 struct root {
     uint64_t off, bytes, times;

@@ -24,7 +24,7 @@ static bool rebuild_needed(const struct check *c)
 {
     return c->sink.seen[PROBLEM_REFCOUNT_ZERO] || c->sink.seen[PROBLEM_REFTABLE_RESERVED] ||
            c->sink.seen[PROBLEM_REFTABLE_UNALIGNED] || c->sink.seen[PROBLEM_REFBLOCK_SHARED] ||
-           c->sink.seen[PROBLEM_REFTABLE_UNREADABLE];
+           c->sink.seen[PROBLEM_REFTABLE_UNREADABLE] || c->sink.seen[PROBLEM_REFTABLE_RANGE];
 }
 
 static bool blocks_unknown(const struct check *c)
@@ -33,7 +33,8 @@ static bool blocks_unknown(const struct check *c)
         if (block_state(c, i) == BLOCK_BAD)
             return true;
     }
-    return c->sink.seen[PROBLEM_REFTABLE_UNREADABLE] || c->sink.seen[PROBLEM_REFTABLE_OUTSIDE];
+    return c->sink.seen[PROBLEM_REFTABLE_UNREADABLE] || c->sink.seen[PROBLEM_REFTABLE_OUTSIDE] ||
+           c->sink.seen[PROBLEM_REFTABLE_RANGE];
 }
 
 int plan_decide(struct check *c, struct qk_error *err)

@@ -23,6 +23,14 @@ bool range_span(const struct check *c, uint64_t off, uint64_t bytes, struct refm
     return true;
 }
 
+int count_inside(struct check *c, uint64_t off, uint64_t bytes, struct qk_error *err)
+{
+    struct refmap_span span;
+    if (!range_span(c, off, bytes, &span))
+        return 0;
+    return refmap_add(&c->refs, span, 1, 0) < 0 ? qk_fail_nomem(err) : 0;
+}
+
 int count_root(struct check *c, const struct root *root, struct qk_error *err)
 {
     struct refmap_span span;

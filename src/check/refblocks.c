@@ -32,12 +32,21 @@ uint64_t block_next(const struct check *c, uint64_t b)
     return b < end ? b : UINT64_MAX;
 }
 
+/* Of a table that reaches past the end, only as much is believed as the file needs. */
+static uint64_t table_bytes(const struct check *c, uint64_t off)
+{
+    uint64_t bytes = (uint64_t)c->h->reftable_clusters << c->g->cluster_bits;
+    bytes = min_u64(bytes, QCOW2_MAX_REFTABLE_BYTES);
+    if (c->sink.seen[PROBLEM_REFTABLE_RANGE])
+        bytes = min_u64(
+            bytes, round_up(div_round_up(c->clusters, block_clusters(c)) * 8, c->g->cluster_bytes));
+    return round_down(min_u64(bytes, c->file_bytes - off), 8);
+}
+
 static int table_load(struct check *c, struct qk_error *err)
 {
     uint64_t off = min_u64(c->h->reftable_off, c->file_bytes);
-    uint64_t bytes = (uint64_t)c->h->reftable_clusters << c->g->cluster_bits;
-    bytes = min_u64(bytes, QCOW2_MAX_REFTABLE_BYTES);
-    bytes = round_down(min_u64(bytes, c->file_bytes - off), 8);
+    uint64_t bytes = table_bytes(c, off);
     if (u64_vec_reserve(&c->reftable, bytes / 8 + 1) < 0)
         return qk_fail_nomem(err);
     if (io_read(c->file, off, c->reftable.ptr, bytes, NULL) < 0) {
@@ -96,7 +105,7 @@ int refblocks_collect(struct check *c, struct qk_error *err)
 {
     const struct root root = {c->h->reftable_off,
                               (uint64_t)c->h->reftable_clusters << c->g->cluster_bits, 1,
-                              PROBLEM_TABLE_OUTSIDE};
+                              PROBLEM_REFTABLE_RANGE};
     int ret = count_root(c, &root, err);
     if (ret == 0)
         ret = table_load(c, err);

@@ -159,8 +159,7 @@ static int crypto_collect(struct check *c, struct qk_error *err)
 
 static int header_collect(struct check *c, struct qk_error *err)
 {
-    const struct root root = {0, c->g->cluster_bytes, 1, PROBLEM_TABLE_OUTSIDE};
-    return count_root(c, &root, err);
+    return count_inside(c, 0, c->g->cluster_bytes, err);
 }
 
 static int snapshot_l1_collect(struct check *c, struct qk_error *err)

@@ -122,6 +122,5 @@ int snapshots_collect(struct check *c, struct qk_error *err)
         sink_found(&c->sink, &f, (uint64_t)c->h->snapshot_count);
     }
     int ret = entries_collect(c, &end, err);
-    const struct root root = {start, end - start, 1, PROBLEM_TABLE_OUTSIDE};
-    return ret < 0 ? ret : count_root(c, &root, err);
+    return ret < 0 ? ret : count_inside(c, start, end - start, err);
 }

@@ -115,6 +115,12 @@ class Bases:
         oracle("qemu-img", "snapshot", "-c", "second", path)
         self.fill(path, cluster, {6: WRITTEN[6]})
 
+    def make_shared(self, path, cluster, options):
+        """One snapshot, and nothing written since: the L2 table is shared."""
+        self.create(path, cluster, options)
+        self.fill(path, cluster)
+        oracle("qemu-img", "snapshot", "-c", "only", path)
+
     def make_compressed(self, path, cluster, options):
         """Clusters 8 to 13 are compressed."""
         self.create(path, cluster, options)
