@@ -80,7 +80,7 @@ void progress_end(struct progress *progress, bool finished)
         print_line(progress, 100);
     if (progress->shown)
         putchar('\n');
-    if (progress->fd >= 0 && finished)
+    if (progress->fd >= 0 && finished && progress->last_fd < 100)
         write_json(progress, 100, progress->total, progress->total);
     progress->begun = false;
 }

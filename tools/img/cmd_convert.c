@@ -374,8 +374,7 @@ static int copy(struct convert *c, struct qk_disk *target)
 {
     struct qk_error err = {0};
     judge_target(c, target);
-    if (c->progress.shown || c->progress.fd >= 0)
-        c->how.progress = progress_hook(&c->progress);
+    c->how.progress = progress_hook(&c->progress);
     int ret = qk_convert(c->source, c->source_count, target, &c->how, &err);
     if (ret < 0)
         report_qk(&err);
