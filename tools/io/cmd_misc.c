@@ -29,10 +29,11 @@ int do_help(struct session *session, const struct args *args)
     (void)session;
     if (args->count) {
         const struct command *command = command_find(args->operand[0]);
-        if (command)
-            help_one(command, args->operand[0]);
-        else
+        if (!command) {
             printf("command %s not found\n", args->operand[0]);
+            return -EINVAL;
+        }
+        help_one(command, args->operand[0]);
         return 0;
     }
     for (const struct command *command = io_commands; command->name; command++)

@@ -119,6 +119,16 @@ static int take_prealloc(const char *text, enum qk_prealloc *mode)
     return -EINVAL;
 }
 
+/* qemu's rule for all formats but raw, whose last sector may be cut. */
+static int check_size(struct qk_disk *disk, uint64_t size)
+{
+    struct qk_info info = QK_INFO_INIT;
+    if (size % SECTOR_BYTES == 0 || qk_disk_info(disk, &info, NULL) || !strcmp(info.format, "raw"))
+        return 0;
+    report_error("The new size must be a multiple of %u", SECTOR_BYTES);
+    return -EINVAL;
+}
+
 int do_truncate(struct session *session, const struct args *args)
 {
     enum qk_prealloc mode = QK_PREALLOC_OFF;
@@ -130,6 +140,8 @@ int do_truncate(struct session *session, const struct args *args)
     if (!args->count)
         return command_usage(args->command);
     ret = word_bytes(args->operand[0], &size);
+    if (!ret)
+        ret = check_size(session->disk, size);
     if (ret)
         return ret;
     queue_reap(session->queue, true);

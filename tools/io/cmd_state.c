@@ -13,13 +13,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int add_options(struct keyvals *list, const char *text)
+/* What each -o says, in order. */
+static int add_options(struct keyvals *list, const struct args *args)
 {
-    if (!text)
-        return 0;
-    if (!keyvals_add_list(list, text)) {
-        report_error("Invalid option list: %s", text);
-        return -EINVAL;
+    const char *text;
+    for (size_t i = 0; (text = opts_nth(&args->opts, 'o', i)); i++) {
+        if (!keyvals_add_list(list, text)) {
+            report_error("Invalid option list: %s", text);
+            return -EINVAL;
+        }
     }
     keyvals_complete(list);
     return 0;
@@ -51,7 +53,7 @@ static int take_modes(struct image_spec *spec, const struct args *args)
         ret = spec_set_discard(spec, discard);
     if (!ret && aio)
         ret = spec_set_aio(spec, aio);
-    return ret ? ret : add_options(&spec->options, args_value(args, 'o'));
+    return ret ? ret : add_options(&spec->options, args);
 }
 
 int do_open(struct session *session, const struct args *args)
@@ -173,7 +175,7 @@ int do_reopen(struct session *session, const struct args *args)
 {
     KEYVALS_CLEANUP struct keyvals changes = {0};
     struct image_spec fresh;
-    int ret = add_options(&changes, args_value(args, 'o'));
+    int ret = add_options(&changes, args);
     if (ret)
         return ret;
     if (args->count)

@@ -80,7 +80,12 @@ static char *letters(const struct arg_desc *options)
 
 static int parse(const struct command *command, int argc, char **argv, struct args *args)
 {
+    /* a word like "-qv" holds several options: no more than it has letters */
+    size_t most = 0;
+    for (int i = 1; i < argc; i++)
+        most += strlen(argv[i]);
     *args = (struct args){.command = command, .operand = argv + 1, .count = argc - 1};
+    args->opts.value = xmalloc((most + 1) * sizeof(*args->opts.value));
     if (!command->options)
         return 0;
     TEXT_CLEANUP char *known = letters(command->options);
@@ -91,7 +96,8 @@ static int parse(const struct command *command, int argc, char **argv, struct ar
     while ((letter = getopt(argc, argv, known)) != -1) {
         if (letter == '?')
             return command_usage(command);
-        args->value[letter] = optarg ? optarg : "";
+        args->opts.value[args->opts.value_count++] =
+            (struct opt_value){.id = letter, .text = optarg};
     }
     args->operand = argv + optind;
     args->count = argc - optind;
@@ -110,7 +116,10 @@ static int call(struct session *session, int argc, char **argv)
         return ret;
     struct args args;
     ret = parse(command, argc, argv, &args);
-    return ret ? ret : command->run(session, &args);
+    if (!ret)
+        ret = command->run(session, &args);
+    opts_free(&args.opts);
+    return ret;
 }
 
 int command_run(struct session *session, const char *line)

@@ -55,19 +55,20 @@ int command_usage(const struct command *command);
 /* The words of one command, taken apart by its table. */
 struct args {
     const struct command *command;
-    const char *value[128]; /* by letter; "" for an option without value, NULL: not given */
-    char **operand;         /* NULL-terminated */
-    int count;              /* of operands */
+    struct opts opts; /* the options in the order given */
+    char **operand;   /* NULL-terminated */
+    int count;        /* of operands */
 };
 
 static inline bool args_given(const struct args *args, char letter)
 {
-    return args->value[(unsigned char)letter] != NULL;
+    return opts_given(&args->opts, letter);
 }
 
+/* The last value wins; NULL: not given. */
 static inline const char *args_value(const struct args *args, char letter)
 {
-    return args->value[(unsigned char)letter];
+    return opts_string(&args->opts, letter);
 }
 
 /* Runs one line of words that are separated by spaces. 0, or a negative errno (all printed). */

@@ -80,11 +80,11 @@ int request_fill_from(struct request *request, const char *file)
     FILE *in = fopen(file, "r");
     uint8_t *data = request_data(request);
     size_t want = (size_t)request->len;
-    size_t got = in ? fread(data, 1, want, in) : 0;
+    size_t got = in ? fread(data, 1, want, in) : 0; /* 0 also when nothing is wanted */
     int ret = !in || ferror(in) ? -errno : 0;
     if (in)
         fclose(in);
-    if (!ret && (got || !want)) {
+    if (!ret && got) {
         for (; got < want; got *= 2)
             memcpy(data + got, data, got < want - got ? got : want - got);
         return 0;

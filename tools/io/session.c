@@ -42,6 +42,8 @@ int spec_set_discard(struct image_spec *spec, const char *mode)
         return wrong_mode("discard", mode);
     spec->flags &= ~(unsigned)QK_OPEN_UNMAP;
     spec->flags |= pass ? QK_OPEN_UNMAP : 0u;
+    keyvals_remove(&spec->options, "discard");
+    keyvals_add(&spec->options, "discard", pass ? "unmap" : "ignore");
     return 0;
 }
 
@@ -75,11 +77,8 @@ static int open_disk(const struct image_spec *spec, struct qk_disk **disk)
     int ret = check_aio(spec, &err);
     if (!ret)
         ret = qk_disk_open(spec->name, &options, disk, &err);
-    if (!ret) {
-        if (spec->flags & QK_OPEN_RDWR)
-            warn_probed_raw(*disk);
+    if (!ret)
         return 0;
-    }
     if (spec->name)
         report_failure(&err, "can't open device %s", spec->name);
     else
@@ -87,18 +86,35 @@ static int open_disk(const struct image_spec *spec, struct qk_disk **disk)
     return ret;
 }
 
+/* An option may make read-only what was to be written to: that is no way to open it. */
+static int admit_writer(const struct image_spec *spec, bool read_only)
+{
+    if (!read_only || !(spec->flags & QK_OPEN_RDWR))
+        return 0;
+    report_error("can't open%s%s: Block node is read-only", spec->name ? " device " : "",
+                 spec->name ? spec->name : "");
+    return -EACCES;
+}
+
 int session_open(struct session *session, struct image_spec *spec)
 {
-    int ret = open_disk(spec, &session->disk);
+    IMAGE_CLEANUP struct qk_disk *disk = NULL;
+    struct qk_info info = QK_INFO_INIT;
+    int ret = open_disk(spec, &disk);
+    if (!ret && qk_disk_info(disk, &info, NULL))
+        info.read_only = !(spec->flags & QK_OPEN_RDWR);
+    if (!ret)
+        ret = admit_writer(spec, info.read_only);
     if (ret) {
-        session->disk = NULL;
         image_spec_free(spec);
         return ret;
     }
-    struct qk_info info = QK_INFO_INIT;
-    bool known = !qk_disk_info(session->disk, &info, NULL);
-    session->read_only = known ? info.read_only : !(spec->flags & QK_OPEN_RDWR);
+    if (!info.read_only)
+        warn_probed_raw(disk);
+    session->disk = disk;
+    session->read_only = info.read_only;
     session->spec = *spec;
+    disk = NULL;
     *spec = (struct image_spec){0};
     return 0;
 }
