@@ -200,7 +200,7 @@ static int set_length(struct file_store *file, uint64_t size, struct qk_error *e
         ret = ftruncate(file->fd, (off_t)size) < 0 ? -errno : 0;
     while (ret == -EINTR);
     file_edge_unlock(file);
-    return ret < 0 ? qk_fail_errno(err, ret, "Failed to resize the file") : 0;
+    return ret < 0 ? qk_fail_errno(err, ret, "Could not resize file") : 0;
 }
 
 /* Grows with the space taken; on failure the file has its old length and space again. */
@@ -221,14 +221,14 @@ int file_resize(struct qk_io *io, uint64_t size, enum qk_prealloc prealloc, stru
     if (!io->writable)
         return qk_fail(err, -EROFS, "opened read-only");
     if (prealloc == QK_PREALLOC_METADATA)
-        return qk_fail(err, -ENOTSUP, "Unsupported preallocation mode 'metadata'");
+        return qk_fail(err, -ENOTSUP, "Unsupported preallocation mode: metadata");
     if (size > INT64_MAX)
         return qk_fail(err, -EFBIG, "larger than any file can be");
     int ret = file_size(io, &old_size, err);
     if (ret < 0)
         return ret;
     if (prealloc != QK_PREALLOC_OFF && size < old_size)
-        return qk_fail(err, -ENOTSUP, "Preallocation can't be used for shrinking files");
+        return qk_fail(err, -ENOTSUP, "Cannot use preallocation for shrinking files");
     if (prealloc == QK_PREALLOC_OFF)
         ret = set_length(file, size, err);
     else if (size > old_size)
