@@ -219,8 +219,8 @@ QK_API const struct qk_option_desc *qk_create_options(const char *format, size_t
 /*
  * Creates image file `name`. `options` is a NULL-terminated list of "key=value" with the keys of
  * qk_create_options ("size=10G", "cluster_size=64k", "backing_file=...", ...), or NULL. The size
- * may be left out when a backing file is given, which is then opened for it. An existing file is replaced, after its
- * lock was taken; a block device is kept and must be large enough. MT-safe.
+ * may be left out when a backing file is given, which is then opened for it. An existing file is
+ * replaced, after its lock was taken; a block device is kept and must be large enough. MT-safe.
  * Errors: -EINVAL (option), -EAGAIN (locked), -ENOSPC, -EFBIG. A failed creation removes a file
  * that it has made.
  */

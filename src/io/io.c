@@ -87,7 +87,8 @@ int io_size(struct qk_io *io, uint64_t *size, struct qk_error *err)
 int io_resize(struct qk_io *io, uint64_t size, enum qk_prealloc prealloc, struct qk_error *err)
 {
     if (!io->ops->resize)
-        return qk_fail_at(err, -ENOTSUP, WHERE(io->name, NULL, size), "this store has a fixed size");
+        return qk_fail_at(err, -ENOTSUP, WHERE(io->name, NULL, size),
+                          "this store has a fixed size");
     return named(io, size, io->ops->resize(io, size, prealloc, err), err);
 }
 
