@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const char *called_name = "qcowkit";
 
@@ -23,11 +24,24 @@ const char *program_name(void)
     return called_name;
 }
 
+void put_text(FILE *out, const char *text)
+{
+    bool terminal = isatty(fileno(out));
+    for (; *text; text++) {
+        unsigned char c = (unsigned char)*text;
+        fputc(terminal && c != '\n' && (c < 0x20 || c == 0x7f) ? '?' : c, out);
+    }
+}
+
 static void print_message(const char *kind, const char *format, va_list args)
 {
+    TEXT_CLEANUP char *text = NULL;
+    if (vasprintf(&text, format, args) < 0)
+        text = NULL;
     fflush(stdout);
     fprintf(stderr, "%s: %s", called_name, kind);
-    vfprintf(stderr, format, args);
+    put_text(stderr, text ? text : format);
+    fputc('\n', stderr);
 }
 
 void report_error(const char *format, ...)
@@ -36,7 +50,6 @@ void report_error(const char *format, ...)
     va_start(args, format);
     print_message("", format, args);
     va_end(args);
-    fputc('\n', stderr);
 }
 
 void report_warning(const char *format, ...)
@@ -45,7 +58,6 @@ void report_warning(const char *format, ...)
     va_start(args, format);
     print_message("warning: ", format, args);
     va_end(args);
-    fputc('\n', stderr);
 }
 
 const char *error_text(const struct qk_error *err)
@@ -63,11 +75,13 @@ const char *error_text(const struct qk_error *err)
 
 void report_failure(const struct qk_error *err, const char *format, ...)
 {
+    TEXT_CLEANUP char *tried = NULL;
     va_list args;
     va_start(args, format);
-    print_message("", format, args);
+    if (vasprintf(&tried, format, args) < 0)
+        tried = NULL;
     va_end(args);
-    fprintf(stderr, ": %s\n", error_text(err));
+    report_error("%s: %s", tried ? tried : format, error_text(err));
 }
 
 void report_qk(const struct qk_error *err)
@@ -81,7 +95,7 @@ int usage_error(const char *format, ...)
     va_start(args, format);
     print_message("", format, args);
     va_end(args);
-    fprintf(stderr, "\nTry '%s --help' for more information\n", called_name);
+    fprintf(stderr, "Try '%s --help' for more information\n", called_name);
     return 1;
 }
 

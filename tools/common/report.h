@@ -7,6 +7,8 @@
 
 #include "qcowkit.h"
 
+#include <stdio.h>
+
 /* The name in front of messages: "qemu-img", "qemu-io", "qcowkit". */
 void program_set_name(const char *name);
 const char *program_name(void);
@@ -21,6 +23,12 @@ void report_failure(const struct qk_error *err, const char *format, ...) QK_PRIN
 void report_qk(const struct qk_error *err);
 /* The error as one line, in qemu's words. Valid until the next call in this thread. */
 const char *error_text(const struct qk_error *err);
+
+/*
+ * Prints a text that may hold names from an image. On a terminal, control characters other than
+ * newlines come out as '?': a name must not steer the terminal.
+ */
+void put_text(FILE *out, const char *text);
 
 /* A wrong command line: the text and "Try 'qemu-img --help' for more information". Returns 1. */
 int usage_error(const char *format, ...) QK_PRINTF(1, 2);

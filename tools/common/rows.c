@@ -98,7 +98,7 @@ static void print_value(const struct row *row, FILE *out)
     char size[QK_SIZE_TEXT_MAX];
     switch (row->kind) {
     case ROW_TEXT:
-        fputs(row->value.text, out);
+        put_text(out, row->value.text);
         break;
     case ROW_INT:
         fprintf(out, "%" PRId64, row->value.integer);
@@ -126,7 +126,7 @@ static void print_level(const struct rows *rows, FILE *out, unsigned indent, boo
         if (!row->label && !in_list)
             continue;
         if (row->kind == ROW_BLOCK) {
-            fputs(row->value.text, out);
+            put_text(out, row->value.text);
             continue;
         }
         if (row->kind == ROW_OBJECT && !in_list && !*row->label) {
