@@ -43,6 +43,7 @@ struct node {
     const struct node_driver *driver;
     struct node *file;     /* child that holds the bytes, NULL: none */
     struct node *backing;  /* NULL: none */
+    struct node *blank;    /* qcow2: stands in for a backing file that is left closed */
     struct qk_io *store;   /* protocols: the store that is wrapped */
     struct node *debugged; /* blkdebug: what lies below the store, which owns it */
     struct image *image;   /* qcow2 only */

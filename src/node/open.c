@@ -377,6 +377,7 @@ int node_close(struct node *node, struct qk_error *err)
     note(&ret, io_close(node->store, ret < 0 ? NULL : err));
     note(&ret, node_close(node->file, ret < 0 ? NULL : err));
     note(&ret, node_close(node->backing, ret < 0 ? NULL : err));
+    note(&ret, node_close(node->blank, ret < 0 ? NULL : err));
     pthread_mutex_destroy(&node->guard);
     pthread_rwlock_destroy(&node->cor);
     options_free(&node->strong);

@@ -11,6 +11,8 @@
 #include "node/qcow2_options.h"
 #include "node/snapshots.h"
 
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 /* What QEMU does on open: both kinds of repair, and no use of an image that stays damaged. */
@@ -65,6 +67,26 @@ static int open_image(struct node *node, const struct image_options *opts, struc
     return ret == 0 ? image_open(&node->file->io, opts, &node->image, err) : ret;
 }
 
+/*
+ * A writer that leaves the backing file closed sees zeroes there, but what it writes must hold over
+ * the real one: zeroes that were written have to hide it later. So the image gets something below
+ * that reads as zero, and does not take its unallocated clusters for zeroes that need no entry.
+ */
+static int stand_in(struct node *node, struct qk_error *err)
+{
+    struct open_request req = {.format = "null-co", .role = ROLE_FILE};
+    char size[24];
+    snprintf(size, sizeof(size), "%" PRIu64, image_size(node->image));
+    int ret = options_set(&req.opts, "size", size, OPTION_TEXT, err);
+    if (ret == 0)
+        ret = node_open(&req, &node->blank, err);
+    else
+        options_free(&req.opts);
+    if (ret == 0)
+        image_set_backing(node->image, &node->blank->io);
+    return ret;
+}
+
 static int qcow2_open(struct node *node, struct open_request *req, struct qk_error *err)
 {
     struct image_options opts = {
@@ -82,6 +104,8 @@ static int qcow2_open(struct node *node, struct open_request *req, struct qk_err
     ret = chain_open_backing(node, req, err);
     if (ret == 0 && node->backing)
         image_set_backing(node->image, &node->backing->io);
+    else if (ret == 0 && opts.writable && image_backing_name(node->image))
+        ret = stand_in(node, err);
     return ret;
 }
 

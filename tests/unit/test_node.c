@@ -485,6 +485,20 @@ static void test_copy_on_read(void)
     CHECK_OK(qk_disk_close(disk, &last_error));
 }
 
+/* Zeroes that were written while the backing file was left closed hide it later. */
+static void test_zeroes_without_backing(void)
+{
+    overlay("nb.q", "sub/base.raw", "raw");
+    struct qk_disk *disk = OPEN("nb.q", .flags = QK_OPEN_RDWR | QK_OPEN_NO_BACKING);
+    REQUIRE(disk);
+    CHECK(!qk_disk_backing(disk) && holds(disk, 0, MIB, 0));
+    CHECK_OK(qk_disk_write_zeroes(disk, 0, 65536, 0, &last_error));
+    CHECK_OK(qk_disk_close(disk, &last_error));
+    disk = OPEN("nb.q");
+    CHECK(disk && holds(disk, 0, 65536, 0));
+    CHECK_OK(qk_disk_close(disk, &last_error));
+}
+
 static void test_detect_zeroes(void)
 {
     struct qk_extent extent;
@@ -570,6 +584,7 @@ int main(void)
     test_raw_locks();
     test_temporary_overlay();
     test_copy_on_read();
+    test_zeroes_without_backing();
     test_detect_zeroes();
     test_dirty_and_corrupt();
     test_blkdebug();
