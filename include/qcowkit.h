@@ -31,7 +31,7 @@ extern "C" {
 #define QK_VERSION_PATCH 0
 
 #if defined(__GNUC__)
-#define QK_API __attribute__((visibility("default")))
+#define QK_API                 __attribute__((visibility("default")))
 #define QK_PRINTF(fmt_, args_) __attribute__((format(printf, fmt_, args_)))
 #else
 #define QK_API
@@ -47,11 +47,11 @@ QK_API const char *qk_version(void);
 
 /* What went wrong and where. Filled by the call that failed; strings are cut to fit. */
 struct qk_error {
-    int code;            /* positive errno value */
-    char text[1024];     /* one line for a person, without the file's name in front */
-    char file[512];      /* the image or data file concerned, "" if none */
-    char structure[64];  /* e.g. "L2 table", "header", "" if none */
-    uint64_t offset;     /* byte offset of the structure in that file, QK_OFFSET_NONE if none */
+    int code;           /* positive errno value */
+    char text[1024];    /* one line for a person, without the file's name in front */
+    char file[512];     /* the image or data file concerned, "" if none */
+    char structure[64]; /* e.g. "L2 table", "header", "" if none */
+    uint64_t offset;    /* byte offset of the structure in that file, QK_OFFSET_NONE if none */
 };
 
 /* ---- sizes ------------------------------------------------------------------------------- */
@@ -73,18 +73,18 @@ QK_API char *qk_format_size(uint64_t bytes, char buf[QK_SIZE_TEXT_MAX]);
 struct qk_disk;
 
 enum qk_open_flag {
-    QK_OPEN_RDWR = 1u << 0,        /* also write; default is read-only */
-    QK_OPEN_NO_BACKING = 1u << 1,  /* do not open the backing file; unallocated reads as zero */
-    QK_OPEN_FORCE_SHARE = 1u << 2, /* -U: read while another program writes; excludes RDWR */
-    QK_OPEN_DIRECT = 1u << 3,      /* bypass the page cache (O_DIRECT) */
-    QK_OPEN_NO_FLUSH = 1u << 4,    /* cache=unsafe: flushes do nothing, a power cut loses data */
-    QK_OPEN_WRITETHROUGH = 1u << 5,/* each write is stable before it returns */
-    QK_OPEN_UNMAP = 1u << 6,       /* pass discards on to the file (punch holes) */
-    QK_OPEN_CHECK = 1u << 7,       /* for qk_disk_check: tolerate damage, no repair on open */
-    QK_OPEN_NO_IO = 1u << 8,       /* metadata only (info): no guest data will be read */
-    QK_OPEN_SNAPSHOT = 1u << 9,    /* -s: writes go to a temporary overlay */
+    QK_OPEN_RDWR = 1u << 0,          /* also write; default is read-only */
+    QK_OPEN_NO_BACKING = 1u << 1,    /* do not open the backing file; unallocated reads as zero */
+    QK_OPEN_FORCE_SHARE = 1u << 2,   /* -U: read while another program writes; excludes RDWR */
+    QK_OPEN_DIRECT = 1u << 3,        /* bypass the page cache (O_DIRECT) */
+    QK_OPEN_NO_FLUSH = 1u << 4,      /* cache=unsafe: flushes do nothing, a power cut loses data */
+    QK_OPEN_WRITETHROUGH = 1u << 5,  /* each write is stable before it returns */
+    QK_OPEN_UNMAP = 1u << 6,         /* pass discards on to the file (punch holes) */
+    QK_OPEN_CHECK = 1u << 7,         /* for qk_disk_check: tolerate damage, no repair on open */
+    QK_OPEN_NO_IO = 1u << 8,         /* metadata only (info): no guest data will be read */
+    QK_OPEN_SNAPSHOT = 1u << 9,      /* -s: writes go to a temporary overlay */
     QK_OPEN_COPY_ON_READ = 1u << 10, /* -C: what is read from below is kept in the top image */
-    QK_OPEN_ZERO_TARGET = 1u << 11,/* for a write-only conversion target: backing is not needed */
+    QK_OPEN_ZERO_TARGET = 1u << 11,  /* for a write-only conversion target: backing is not needed */
 };
 
 /* Which names found inside an image may be followed (INV-7). */
@@ -96,14 +96,17 @@ enum qk_policy {
 
 struct qk_open_options {
     size_t struct_size;
-    unsigned flags;             /* of enum qk_open_flag */
+    unsigned flags; /* of enum qk_open_flag */
     enum qk_policy policy;
     const char *format;         /* "qcow2", "raw", ...; NULL: probe */
     const char *const *options; /* NULL-terminated "key=value", dotted keys as in --image-opts:
                                    "l2-cache-size=4M", "file.locking=off"; NULL: none */
     const char *snapshot;       /* id or name of an internal snapshot to show read-only; or NULL */
 };
-#define QK_OPEN_OPTIONS_INIT { .struct_size = sizeof(struct qk_open_options) }
+#define QK_OPEN_OPTIONS_INIT                                                                       \
+    {                                                                                              \
+        .struct_size = sizeof(struct qk_open_options)                                              \
+    }
 
 /*
  * Opens `name`: a file name, "json:{...}", "blkdebug:config:image", "nbd:..."; NULL when `opts`
@@ -114,8 +117,8 @@ struct qk_open_options {
  * -ENOTSUP (the image uses a feature this version has not; `err` names it), -ELOOP (backing loop).
  * On success *out is owned by the caller; release with qk_disk_close. MT-safe.
  */
-QK_API int qk_disk_open(const char *name, const struct qk_open_options *opts,
-                        struct qk_disk **out, struct qk_error *err);
+QK_API int qk_disk_open(const char *name, const struct qk_open_options *opts, struct qk_disk **out,
+                        struct qk_error *err);
 
 /*
  * Flushes, writes what is pending, releases locks and memory. The handle is gone whatever is
@@ -171,25 +174,25 @@ QK_API int qk_disk_flush(struct qk_disk *disk, struct qk_error *err);
 /* ---- block status ------------------------------------------------------------------------ */
 
 enum qk_extent_flag {
-    QK_EXTENT_DATA = 1u << 0,       /* bytes are stored */
-    QK_EXTENT_ZERO = 1u << 1,       /* reads as zero */
-    QK_EXTENT_ALLOCATED = 1u << 2,  /* the content is decided by a layer of the chain */
-    QK_EXTENT_OFFSET = 1u << 3,     /* host_off and file are valid */
+    QK_EXTENT_DATA = 1u << 0,      /* bytes are stored */
+    QK_EXTENT_ZERO = 1u << 1,      /* reads as zero */
+    QK_EXTENT_ALLOCATED = 1u << 2, /* the content is decided by a layer of the chain */
+    QK_EXTENT_OFFSET = 1u << 3,    /* host_off and file are valid */
     QK_EXTENT_COMPRESSED = 1u << 4,
-    QK_EXTENT_EOF = 1u << 5,        /* the extent ends at the end of the disk */
+    QK_EXTENT_EOF = 1u << 5, /* the extent ends at the end of the disk */
 };
 
 struct qk_extent {
-    uint64_t off, len;   /* guest range in bytes, len > 0 */
-    uint64_t host_off;   /* in `file` */
-    const char *file;    /* name of the file that holds the bytes; valid until the disk closes */
-    unsigned flags;      /* of enum qk_extent_flag */
-    unsigned depth;      /* layer that decides: 0 the disk itself, 1 its backing file, ... */
+    uint64_t off, len; /* guest range in bytes, len > 0 */
+    uint64_t host_off; /* in `file` */
+    const char *file;  /* name of the file that holds the bytes; valid until the disk closes */
+    unsigned flags;    /* of enum qk_extent_flag */
+    unsigned depth;    /* layer that decides: 0 the disk itself, 1 its backing file, ... */
 };
 
 enum qk_status_flag {
-    QK_STATUS_TOP = 1u << 0,      /* only the top layer: what it does not decide has no flags */
-    QK_STATUS_FAST = 1u << 1,     /* do not ask the file system for holes inside data */
+    QK_STATUS_TOP = 1u << 0,  /* only the top layer: what it does not decide has no flags */
+    QK_STATUS_FAST = 1u << 1, /* do not ask the file system for holes inside data */
 };
 
 /*
@@ -206,9 +209,9 @@ enum qk_prealloc { QK_PREALLOC_OFF, QK_PREALLOC_METADATA, QK_PREALLOC_FALLOC, QK
 /* One option of a format's `-o`, as printed by `create -o help`. Static storage. */
 struct qk_option_desc {
     const char *name;
-    const char *type;          /* "str", "size", "num", "bool (on/off)" */
+    const char *type; /* "str", "size", "num", "bool (on/off)" */
     const char *help;
-    const char *default_text;  /* NULL: none shown */
+    const char *default_text; /* NULL: none shown */
     bool amendable;
 };
 
@@ -252,32 +255,35 @@ QK_API int qk_disk_resize(struct qk_disk *disk, uint64_t size, enum qk_prealloc 
 /* What is known of an open disk. Strings belong to the disk. */
 struct qk_info {
     size_t struct_size;
-    const char *name;           /* as QEMU would print it */
-    const char *format;         /* "qcow2", "raw", ... */
+    const char *name;   /* as QEMU would print it */
+    const char *format; /* "qcow2", "raw", ... */
     uint64_t virtual_size;
-    uint64_t actual_size;       /* bytes that the file occupies; QK_OFFSET_NONE: unknown */
-    uint64_t file_length;       /* bytes to the file's end; QK_OFFSET_NONE: unknown */
-    uint32_t cluster_size;      /* 0: the format has none */
+    uint64_t actual_size;  /* bytes that the file occupies; QK_OFFSET_NONE: unknown */
+    uint64_t file_length;  /* bytes to the file's end; QK_OFFSET_NONE: unknown */
+    uint32_t cluster_size; /* 0: the format has none */
     bool read_only, encrypted, dirty;
-    bool zero_init;             /* unallocated reads as zero (not a device with old content) */
+    bool zero_init; /* unallocated reads as zero (not a device with old content) */
     bool can_zero, can_discard;
     const char *backing_file;   /* as written in the image; NULL: none */
     const char *backing_full;   /* resolved against the image's place; NULL: none or unresolvable */
     const char *backing_format; /* NULL: not given */
     uint32_t snapshot_count, bitmap_count;
-    uint64_t vm_state_off;      /* where vmstate begins in guest address space */
-    struct qk_info_qcow2 {      /* only for format "qcow2" */
-        uint32_t version;       /* 2 or 3 */
+    uint64_t vm_state_off; /* where vmstate begins in guest address space */
+    struct qk_info_qcow2 { /* only for format "qcow2" */
+        uint32_t version;  /* 2 or 3 */
         uint32_t refcount_bits;
         const char *compression_type;
         bool lazy_refcounts, corrupt, extended_l2, data_file_raw;
-        const char *data_file;  /* NULL: none */
-        const char *encryption; /* NULL, "aes", "luks" */
+        const char *data_file;                        /* NULL: none */
+        const char *encryption;                       /* NULL, "aes", "luks" */
         uint64_t incompatible, compatible, autoclear; /* feature bits, raw */
     } qcow2;
-    bool probed;                /* format by probing; a raw image then guards its first sector */
+    bool probed; /* format by probing; a raw image then guards its first sector */
 };
-#define QK_INFO_INIT { .struct_size = sizeof(struct qk_info) }
+#define QK_INFO_INIT                                                                               \
+    {                                                                                              \
+        .struct_size = sizeof(struct qk_info)                                                      \
+    }
 
 /* Fills info (set up with QK_INFO_INIT) with what is known. Reads no guest data. MT-safe. */
 QK_API int qk_disk_info(struct qk_disk *disk, struct qk_info *info, struct qk_error *err);
@@ -293,7 +299,10 @@ struct qk_snapshot_info {
     int64_t date_sec;
     uint32_t date_nsec;
 };
-#define QK_SNAPSHOT_INFO_INIT { .struct_size = sizeof(struct qk_snapshot_info) }
+#define QK_SNAPSHOT_INFO_INIT                                                                      \
+    {                                                                                              \
+        .struct_size = sizeof(struct qk_snapshot_info)                                             \
+    }
 QK_API int qk_disk_snapshot(struct qk_disk *disk, uint32_t index, struct qk_snapshot_info *info,
                             struct qk_error *err);
 
@@ -305,7 +314,10 @@ struct qk_bitmap_info {
     bool in_use;          /* a program had it open and did not write it back: not to be trusted */
     bool enabled;         /* records writes once the image is opened for writing */
 };
-#define QK_BITMAP_INFO_INIT { .struct_size = sizeof(struct qk_bitmap_info) }
+#define QK_BITMAP_INFO_INIT                                                                        \
+    {                                                                                              \
+        .struct_size = sizeof(struct qk_bitmap_info)                                               \
+    }
 /* index counts from 0 up to qk_info.bitmap_count. -EINVAL for no such bitmap or a malformed
  * directory. MT-safe. */
 QK_API int qk_disk_bitmap(struct qk_disk *disk, uint32_t index, struct qk_bitmap_info *info,
@@ -337,9 +349,9 @@ struct qk_problem {
     const char *explanation; /* one sentence: what it means */
     enum qk_severity severity;
     enum qk_repair repair;
-    bool repaired;           /* this run has repaired it */
-    uint64_t file_off;       /* of the damaged bytes; QK_OFFSET_NONE: none */
-    uint64_t guest_off;      /* QK_OFFSET_NONE: none */
+    bool repaired;      /* this run has repaired it */
+    uint64_t file_off;  /* of the damaged bytes; QK_OFFSET_NONE: none */
+    uint64_t guest_off; /* QK_OFFSET_NONE: none */
     uint64_t expected, found;
 };
 
@@ -347,24 +359,30 @@ enum qk_fix { QK_FIX_LEAKS = 1u << 0, QK_FIX_ERRORS = 1u << 1 };
 
 struct qk_check_options {
     size_t struct_size;
-    unsigned fix;            /* of enum qk_fix; 0: only look (needs no write access) */
-    unsigned threads;        /* 0: as many as cores */
+    unsigned fix;     /* of enum qk_fix; 0: only look (needs no write access) */
+    unsigned threads; /* 0: as many as cores */
     void (*on_problem)(void *opaque, const struct qk_problem *problem); /* one call at a time */
     void (*on_message)(void *opaque, const char *line); /* e.g. "Rebuilding refcount structure" */
     void *opaque;
     struct qk_progress progress;
 };
-#define QK_CHECK_OPTIONS_INIT { .struct_size = sizeof(struct qk_check_options) }
+#define QK_CHECK_OPTIONS_INIT                                                                      \
+    {                                                                                              \
+        .struct_size = sizeof(struct qk_check_options)                                             \
+    }
 
 struct qk_check_result {
     size_t struct_size;
-    uint64_t corruptions, leaks;             /* still there when the call returned */
+    uint64_t corruptions, leaks; /* still there when the call returned */
     uint64_t corruptions_fixed, leaks_fixed;
-    uint64_t check_errors;                   /* places that could not be read */
-    uint64_t image_end_off;                  /* end of the highest used cluster */
+    uint64_t check_errors;  /* places that could not be read */
+    uint64_t image_end_off; /* end of the highest used cluster */
     uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
 };
-#define QK_CHECK_RESULT_INIT { .struct_size = sizeof(struct qk_check_result) }
+#define QK_CHECK_RESULT_INIT                                                                       \
+    {                                                                                              \
+        .struct_size = sizeof(struct qk_check_result)                                              \
+    }
 
 /*
  * Looks for damage in the top image of `disk` (opened with QK_OPEN_CHECK) and repairs what
@@ -387,17 +405,19 @@ enum qk_convert_flag {
 struct qk_convert_options {
     size_t struct_size;
     unsigned flags;
-    unsigned threads;         /* workers; 0: as many as cores, at most 16 */
-    uint64_t sparse_bytes;    /* zero runs of at least this many bytes are not written; 0: only
-                                 what the source says is zero is skipped, and all is allocated */
+    unsigned threads;            /* workers; 0: as many as cores, at most 16 */
+    uint64_t sparse_bytes;       /* zero runs of at least this many bytes are not written; 0: only
+                                    what the source says is zero is skipped, and all is allocated */
     uint64_t rate_bytes_per_sec; /* 0: unlimited */
     const struct qk_disk *target_backing; /* the target's backing disk, opened apart, or NULL */
     struct qk_progress progress;
     void (*on_salvage)(void *opaque, uint64_t off, uint64_t len, const struct qk_error *why);
     void *opaque;
 };
-#define QK_CONVERT_OPTIONS_INIT \
-    { .struct_size = sizeof(struct qk_convert_options), .sparse_bytes = 4096 }
+#define QK_CONVERT_OPTIONS_INIT                                                                    \
+    {                                                                                              \
+        .struct_size = sizeof(struct qk_convert_options), .sparse_bytes = 4096                     \
+    }
 
 /*
  * Copies the concatenation of `count` sources into target, which must be at least as large, and
@@ -411,13 +431,20 @@ struct qk_compare_result {
     size_t struct_size;
     bool equal;
     enum qk_compare_why {
-        QK_COMPARE_SAME, QK_COMPARE_CONTENT, QK_COMPARE_SIZE, QK_COMPARE_ALLOCATION,
-        QK_COMPARE_NO_STATUS, QK_COMPARE_NO_READ /* the call failed: at block status, at reading */
+        QK_COMPARE_SAME,
+        QK_COMPARE_CONTENT,
+        QK_COMPARE_SIZE,
+        QK_COMPARE_ALLOCATION,
+        QK_COMPARE_NO_STATUS,
+        QK_COMPARE_NO_READ /* the call failed: at block status, at reading */
     } why;
-    uint64_t off;     /* of the first difference */
+    uint64_t off;      /* of the first difference */
     bool size_differs; /* the longer one was compared with zeroes beyond the shorter's end */
 };
-#define QK_COMPARE_RESULT_INIT { .struct_size = sizeof(struct qk_compare_result) }
+#define QK_COMPARE_RESULT_INIT                                                                     \
+    {                                                                                              \
+        .struct_size = sizeof(struct qk_compare_result)                                            \
+    }
 
 /* Compares what guests see. strict: sizes and allocation must agree too. MT-safe. */
 QK_API int qk_compare(struct qk_disk *a, struct qk_disk *b, bool strict,
@@ -430,7 +457,10 @@ struct qk_measure_result {
     uint64_t fully_allocated; /* file size when every guest byte is written */
     uint64_t bitmaps;         /* QK_OFFSET_NONE: not known */
 };
-#define QK_MEASURE_RESULT_INIT { .struct_size = sizeof(struct qk_measure_result) }
+#define QK_MEASURE_RESULT_INIT                                                                     \
+    {                                                                                              \
+        .struct_size = sizeof(struct qk_measure_result)                                            \
+    }
 
 /*
  * How large a `format` image with `options` (as qk_create) would be that holds `source`, or an

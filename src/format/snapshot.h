@@ -7,10 +7,10 @@
 
 #include <stdint.h>
 
-#define SNAPSHOT_FIXED_BYTES 40u
-#define SNAPSHOT_V3_EXTRA_BYTES 16u   /* vmstate size and disk size: required in version 3 */
-#define SNAPSHOT_EXTRA_KNOWN_BYTES 24u /* these and the instruction count */
-#define SNAPSHOT_EXTRA_BYTES_MAX 1024u /* QEMU's limit */
+#define SNAPSHOT_FIXED_BYTES       40u
+#define SNAPSHOT_V3_EXTRA_BYTES    16u   /* vmstate size and disk size: required in version 3 */
+#define SNAPSHOT_EXTRA_KNOWN_BYTES 24u   /* these and the instruction count */
+#define SNAPSHOT_EXTRA_BYTES_MAX   1024u /* QEMU's limit */
 
 /* The fixed part; vm_state_bytes is the 32-bit field, which the extra data may supersede. */
 struct snapshot_fixed {

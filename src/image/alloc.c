@@ -20,8 +20,7 @@ static bool fits(const struct image *img, struct cluster_run run)
 }
 
 /* The lowest run of `want`; or, when the file's fixed size leaves none, the lowest free one. */
-static int find_run(struct image *img, uint64_t want, struct cluster_run *run,
-                    struct qk_error *err)
+static int find_run(struct image *img, uint64_t want, struct cluster_run *run, struct qk_error *err)
 {
     run->count = want;
     int ret = freemap_find(img->free, want, &run->first, err);

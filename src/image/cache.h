@@ -17,7 +17,7 @@
 #define CACHE_SHARDS_MAX 16
 
 struct slice {
-    uint64_t off;   /* in the file; QK_OFFSET_NONE: slot is empty */
+    uint64_t off; /* in the file; QK_OFFSET_NONE: slot is empty */
     uint8_t *data;
     bool loading, dirty, writing, recent;
     struct slice *hash_next;
@@ -31,8 +31,8 @@ struct cache_shard {
     struct slice **buckets;
     size_t bucket_mask;
     struct slice_vec slots;
-    size_t hand;            /* of the second-chance clock */
-    struct slice *dirty;    /* list */
+    size_t hand;         /* of the second-chance clock */
+    struct slice *dirty; /* list */
 };
 
 struct cache {
@@ -40,9 +40,9 @@ struct cache {
     const char *structure;  /* for errors: "L2 table", "refcount block" */
     const char *load_event; /* blkdebug event before a load */
     uint32_t slice_bytes;
-    size_t max_slots;       /* per shard */
+    size_t max_slots; /* per shard */
     unsigned shard_count;
-    size_t dirty_slices;    /* atomic */
+    size_t dirty_slices; /* atomic */
     struct cache_shard shards[CACHE_SHARDS_MAX];
 };
 

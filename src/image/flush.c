@@ -20,8 +20,8 @@ DEFINE_VECTOR(table_write_vec, struct table_write)
 struct writeback {
     struct cluster_run_vec frees;
     struct table_write_vec l1;
-    struct table_write_vec reftable;  /* entries in place, by sector */
-    struct table_write new_table;     /* data NULL: the table has not moved */
+    struct table_write_vec reftable; /* entries in place, by sector */
+    struct table_write new_table;    /* data NULL: the table has not moved */
     struct cache_batch l2, refcounts;
     bool has_refcounts;
 };
@@ -290,8 +290,8 @@ static int switch_table(struct image *img, const struct table_write *t, struct q
 
 static int stage_reftable(struct image *img, struct writeback *wb, struct qk_error *err)
 {
-    int ret = write_tables(img, &wb->reftable, OVERLAP_REFCOUNT_TABLE, "refblock_alloc_hookup",
-                           err);
+    int ret =
+        write_tables(img, &wb->reftable, OVERLAP_REFCOUNT_TABLE, "refblock_alloc_hookup", err);
     if (ret == 0 && wb->new_table.data)
         ret = switch_table(img, &wb->new_table, err);
     return ret;
@@ -327,8 +327,8 @@ static int run_stages(struct image *img, struct writeback *wb, struct qk_error *
 static int writeback_run(struct image *img, bool final, struct qk_error *err)
 {
     struct writeback wb = {0};
-    bool with_refcounts = final || !img->lazy ||
-                          cache_dirty_bytes(&img->refcounts) > img->refcount_dirty_limit;
+    bool with_refcounts =
+        final || !img->lazy || cache_dirty_bytes(&img->refcounts) > img->refcount_dirty_limit;
     io_event(img->file, "flush_to_os");
     int ret = collect(img, &wb, with_refcounts, err);
     if (ret == 0)

@@ -77,9 +77,8 @@ int header_io_load(struct image *img, struct qk_error *err)
     if (ret == 0)
         ret = load_extensions(img, err);
     if (ret == 0)
-        ret = img->opts.for_check
-                  ? header_validate_for_check(&img->h, &img->exts, err)
-                  : header_validate(&img->h, &img->exts, file_bytes, err);
+        ret = img->opts.for_check ? header_validate_for_check(&img->h, &img->exts, err)
+                                  : header_validate(&img->h, &img->exts, file_bytes, err);
     if (ret == 0)
         ret = load_backing_name(img, err);
     return ret;

@@ -7,7 +7,7 @@
 #include "base/bytes.h"
 
 #define SLICE_BYTES_DEFAULT 4096u
-#define DIRTY_MAX_BYTES (8u << 20) /* L2 slices that wait for a writeback, and again its copies */
+#define DIRTY_MAX_BYTES     (8u << 20) /* L2 slices that wait for a writeback, and again its copies */
 
 /* ---- what this version cannot do yet ---- */
 
@@ -85,9 +85,10 @@ static int init_caches(struct image *img, struct qk_error *err)
     uint64_t rc_bytes = img->opts.refcount_cache_bytes ? img->opts.refcount_cache_bytes
                                                        : IMAGE_REFCOUNT_CACHE_BYTES;
     struct cache_config l2 = {img->file, "L2 table", "l2_load", slice, l2_bytes, 16};
-    struct cache_config rc = {img->file, "refcount block", "refblock_load",
-                              (uint32_t)min_u64(SLICE_BYTES_DEFAULT, img->g.cluster_bytes),
-                              rc_bytes, 1};
+    struct cache_config rc = {
+        img->file,       "refcount block",
+        "refblock_load", (uint32_t)min_u64(SLICE_BYTES_DEFAULT, img->g.cluster_bytes),
+        rc_bytes,        1};
     img->l2_dirty_limit = (size_t)max_u64(min_u64(l2_bytes / 2, DIRTY_MAX_BYTES), 64u * slice);
     img->refcount_dirty_limit = (size_t)rc_bytes / 2;
     int ret = cache_init(&img->l2, &l2, err);

@@ -31,18 +31,18 @@ enum overlap_bit {
 
 struct image_options {
     bool writable;
-    bool for_check;             /* tolerate corrupt bit and damage that a check can describe */
-    bool describe;              /* only facts will be asked for: no guest data, so that a feature
-                                   which concerns that is no obstacle */
-    uint64_t l2_cache_bytes;    /* 0: sized to the disk, at most IMAGE_L2_CACHE_MAX */
-    uint32_t l2_slice_bytes;    /* 0: 4096, at most a cluster */
+    bool for_check;                /* tolerate corrupt bit and damage that a check can describe */
+    bool describe;                 /* only facts will be asked for: no guest data, so that a feature
+                                      which concerns that is no obstacle */
+    uint64_t l2_cache_bytes;       /* 0: sized to the disk, at most IMAGE_L2_CACHE_MAX */
+    uint32_t l2_slice_bytes;       /* 0: 4096, at most a cluster */
     uint64_t refcount_cache_bytes; /* 0: IMAGE_REFCOUNT_CACHE_BYTES */
-    int lazy_refcounts;         /* -1: as the image says; 0; 1 */
-    unsigned overlap;           /* of enum overlap_bit */
-    bool discard_to_file;       /* punch holes for freed clusters (discard=unmap) */
+    int lazy_refcounts;            /* -1: as the image says; 0; 1 */
+    unsigned overlap;              /* of enum overlap_bit */
+    bool discard_to_file;          /* punch holes for freed clusters (discard=unmap) */
 };
 /* Covers 1 TiB with 64 KiB clusters; taken only as slices are used. */
-#define IMAGE_L2_CACHE_MAX (128u << 20)
+#define IMAGE_L2_CACHE_MAX         (128u << 20)
 #define IMAGE_REFCOUNT_CACHE_BYTES (1u << 20)
 
 /*
@@ -98,10 +98,10 @@ int image_set_incompatible(struct image *img, uint64_t set, uint64_t clear, stru
 
 struct create_params {
     uint64_t size_bytes;
-    uint32_t version;          /* 2 or 3 */
-    uint32_t cluster_bits;     /* 9 to 21 */
-    uint32_t refcount_order;   /* 0 to 6; 4 for version 2 */
-    bool lazy_refcounts;       /* version 3 */
+    uint32_t version;        /* 2 or 3 */
+    uint32_t cluster_bits;   /* 9 to 21 */
+    uint32_t refcount_order; /* 0 to 6; 4 for version 2 */
+    bool lazy_refcounts;     /* version 3 */
     bool extended_l2;
     uint32_t compression_type;
     enum qk_prealloc prealloc;

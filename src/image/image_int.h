@@ -27,16 +27,16 @@ DEFINE_VECTOR(u32_vec, uint32_t)
 
 /* The refcount table in memory, guarded by alloc_lock. */
 struct reftable {
-    uint64_t *entries;     /* host-endian */
-    uint64_t count;        /* entries that the table on disk has room for */
+    uint64_t *entries; /* host-endian */
+    uint64_t count;    /* entries that the table on disk has room for */
     uint64_t off;
-    struct u32_vec dirty;  /* entries to write, when the table has not moved */
-    bool moved;            /* the whole table is to be written at `off`, then the header */
+    struct u32_vec dirty; /* entries to write, when the table has not moved */
+    bool moved;           /* the whole table is to be written at `off`, then the header */
 };
 
 struct image {
     struct qk_io *file;
-    struct qk_io *backing;  /* NULL: unallocated reads as zero */
+    struct qk_io *backing; /* NULL: unallocated reads as zero */
     struct image_options opts;
     struct header h;
     struct geometry g;
@@ -48,9 +48,9 @@ struct image {
 
     struct range_lock ranges;
 
-    uint64_t *l1;           /* host-endian; entries are read and set atomically */
+    uint64_t *l1; /* host-endian; entries are read and set atomically */
     uint32_t l1_count;
-    uint64_t *l1_dirty;     /* bit per 512-byte sector; alloc_lock */
+    uint64_t *l1_dirty; /* bit per 512-byte sector; alloc_lock */
     bool l1_any_dirty;
     struct cache l2;
     size_t l2_dirty_limit, refcount_dirty_limit; /* bytes */
@@ -68,17 +68,17 @@ struct image {
     pthread_cond_t flush_done;
     uint64_t flush_started, flush_finished; /* counts, guarded by flush_lock */
     bool flush_running;
-    int flush_result;        /* of the last finished one */
+    int flush_result; /* of the last finished one */
     struct qk_error flush_error;
-    bool unsynced;           /* atomic: written to the file since the last barrier */
+    bool unsynced; /* atomic: written to the file since the last barrier */
 
     uint64_t length_clusters; /* the file is known to reach this far; flush_lock holder */
     struct table_set *tables; /* overlap.c; NULL: not writable */
     pthread_rwlock_t tables_lock;
 
-    bool writing_begun;      /* atomic: header is prepared for writes */
-    bool lazy;               /* refcounts are written at close only, dirty bit is set */
-    bool corrupt;            /* atomic: overlap found; no more writes */
+    bool writing_begun; /* atomic: header is prepared for writes */
+    bool lazy;          /* refcounts are written at close only, dirty bit is set */
+    bool corrupt;       /* atomic: overlap found; no more writes */
 };
 
 /* ---- refcount.c: all with alloc_lock held ---- */
@@ -115,9 +115,9 @@ int free_release(struct image *img, const struct cluster_run_vec *runs, struct q
 /* ---- l2.c ---- */
 struct map_extent {
     enum cluster_kind kind;
-    uint64_t len;    /* guest bytes */
-    uint64_t host;   /* file offset of the first byte, when the kind has a host cluster */
-    bool copied;     /* every cluster of the extent has refcount 1 */
+    uint64_t len;          /* guest bytes */
+    uint64_t host;         /* file offset of the first byte, when the kind has a host cluster */
+    bool copied;           /* every cluster of the extent has refcount 1 */
     struct l2_entry entry; /* of the first cluster */
 };
 /* The longest extent of one kind at `off`, at most len bytes and one L2 slice; contiguous in the
@@ -125,7 +125,8 @@ struct map_extent {
 int image_map(struct image *img, guest_off_t off, uint64_t len, struct map_extent *ext,
               struct qk_error *err);
 /* Host offset of the L2 table for `off`, allocated or copied when it is not ours alone. */
-int l2_table_writable(struct image *img, guest_off_t off, uint64_t *table_off, struct qk_error *err);
+int l2_table_writable(struct image *img, guest_off_t off, uint64_t *table_off,
+                      struct qk_error *err);
 /* How a mapping changes: new entry for an old one. Returns false to leave it as it is. */
 typedef bool (*l2_change_fn)(void *opaque, uint64_t index, struct l2_entry old,
                              struct l2_entry *entry);
@@ -142,7 +143,8 @@ int image_throttle(struct image *img, struct qk_error *err);
 /* Points guest clusters at the new host clusters of the run; takes back what it could not link. */
 int image_link(struct image *img, uint64_t guest_cluster, struct cluster_run run,
                struct qk_error *err);
-/* image_writev and image_zero with the range held exclusively, without looking at the disk's size. */
+/* image_writev and image_zero with the range held exclusively, without looking at the disk's size.
+ */
 int image_write_held(struct image *img, guest_off_t off, const struct iovec *iov, int iovcnt,
                      struct qk_error *err);
 int image_zero_held(struct image *img, guest_off_t off, uint64_t len, unsigned flags,

@@ -35,8 +35,7 @@ static int table_of(struct image *img, guest_off_t off, uint64_t *table, bool *c
     if (!*table)
         return 0;
     if (!is_aligned(*table, img->g.cluster_bytes) || !inside_file(img, *table))
-        return qk_fail_at(err, -EIO,
-                          WHERE(img->file->name, "L1 table", img->h.l1_off + index * 8),
+        return qk_fail_at(err, -EIO, WHERE(img->file->name, "L1 table", img->h.l1_off + index * 8),
                           "L2 table offset 0x%" PRIx64 " is %s (L1 index: 0x%" PRIx64
                           "); run a check to see the damage",
                           *table,
@@ -282,6 +281,7 @@ static bool same_reference(const struct image *img, struct l2_entry a, struct l2
 struct change {
     l2_change_fn fn;
     void *opaque;
+    uint64_t done;               /* guest clusters before the current slice */
     struct cluster_run_vec lost; /* reference runs to queue */
 };
 
@@ -295,14 +295,15 @@ static int lose(struct change *ch, struct cluster_run run)
     return cluster_run_vec_append(&ch->lost, run);
 }
 
-static int change_slice(struct image *img, const struct entry_place *p, struct slice *s,
-                        uint64_t index, uint64_t n, struct change *ch)
+/* The next n clusters, whose entries stand together in the slice. */
+static int change_slice(struct image *img, const struct entry_place *p, struct slice *s, uint64_t n,
+                        struct change *ch)
 {
     bool dirty = false;
     int ret = 0;
     for (uint32_t i = 0; i < n && ret == 0; i++) {
         struct l2_entry old = l2_entry_load(&img->g, s->data, p->index + i), e = old;
-        if (!ch->fn(ch->opaque, index + i, old, &e) ||
+        if (!ch->fn(ch->opaque, ch->done + i, old, &e) ||
             (e.raw == old.raw && e.bitmap == old.bitmap))
             continue;
         struct cluster_run run = referred(img, old);
@@ -332,23 +333,23 @@ int l2_change(struct image *img, guest_off_t off, uint64_t clusters, l2_change_f
 {
     struct change ch = {.fn = fn, .opaque = opaque};
     int ret = 0;
-    for (uint64_t done = 0; done < clusters && ret == 0;) {
-        guest_off_t at = guest_off(off.v + (done << img->g.cluster_bits));
+    while (ch.done < clusters && ret == 0) {
+        guest_off_t at = guest_off(off.v + (ch.done << img->g.cluster_bits));
         uint64_t table;
         struct slice *s;
         ret = l2_table_writable(img, at, &table, err);
         if (ret < 0)
             break;
         struct entry_place p = place_in(img, at, table);
-        uint64_t n = min_u64(clusters - done, p.per_slice - p.index);
+        uint64_t n = min_u64(clusters - ch.done, p.per_slice - p.index);
         ret = cache_get(&img->l2, p.slice_off, &s, err);
         if (ret < 0)
             break;
         io_event(img->file, "l2_update");
-        if (change_slice(img, &p, s, done, n, &ch) < 0)
+        if (change_slice(img, &p, s, n, &ch) < 0)
             ret = qk_fail_nomem(err);
         cache_put(&img->l2, s);
-        done += n;
+        ch.done += n;
     }
     int queued = queue_lost(img, &ch, ret == 0 ? err : NULL);
     cluster_run_vec_free(&ch.lost);

@@ -94,14 +94,10 @@ static const struct {
     unsigned kind;
     const char *name;
 } kinds[] = {
-    {OVERLAP_MAIN_HEADER, "qcow2_header"},
-    {OVERLAP_ACTIVE_L1, "active L1 table"},
-    {OVERLAP_ACTIVE_L2, "active L2 table"},
-    {OVERLAP_REFCOUNT_BLOCK, "refcount block"},
-    {OVERLAP_REFCOUNT_TABLE, "refcount table"},
-    {OVERLAP_SNAPSHOT_TABLE, "snapshot table"},
-    {OVERLAP_INACTIVE_L1, "inactive L1 table"},
-    {OVERLAP_INACTIVE_L2, "inactive L2 table"},
+    {OVERLAP_MAIN_HEADER, "qcow2_header"},      {OVERLAP_ACTIVE_L1, "active L1 table"},
+    {OVERLAP_ACTIVE_L2, "active L2 table"},     {OVERLAP_REFCOUNT_BLOCK, "refcount block"},
+    {OVERLAP_REFCOUNT_TABLE, "refcount table"}, {OVERLAP_SNAPSHOT_TABLE, "snapshot table"},
+    {OVERLAP_INACTIVE_L1, "inactive L1 table"}, {OVERLAP_INACTIVE_L2, "inactive L2 table"},
 };
 
 static const char *kind_name(unsigned kind)
@@ -137,7 +133,8 @@ static unsigned find_single(const struct image *img, unsigned kinds_wanted, uint
 }
 
 /* tables_lock held, as for find_single */
-static unsigned find_table(const struct image *img, unsigned kinds_wanted, uint64_t off, uint64_t len)
+static unsigned find_table(const struct image *img, unsigned kinds_wanted, uint64_t off,
+                           uint64_t len)
 {
     unsigned hit = 0;
     uint64_t last = image_cluster_of(img, off + len - 1);
@@ -150,8 +147,7 @@ static unsigned find_table(const struct image *img, unsigned kinds_wanted, uint6
     return hit;
 }
 
-int overlap_check(struct image *img, unsigned own, uint64_t off, uint64_t len,
-                  struct qk_error *err)
+int overlap_check(struct image *img, unsigned own, uint64_t off, uint64_t len, struct qk_error *err)
 {
     unsigned wanted = img->opts.overlap & ~own;
     if (!wanted || !img->tables || !len)

@@ -22,8 +22,7 @@ static int bad_table(struct image *img, uint64_t off, struct qk_error *err)
                       off);
 }
 
-static int note_inactive_l2(struct image *img, const struct snapshot_fixed *s,
-                            struct qk_error *err)
+static int note_inactive_l2(struct image *img, const struct snapshot_fixed *s, struct qk_error *err)
 {
     uint64_t bytes = (uint64_t)s->l1_entries * 8;
     CLEANUP_FREE uint8_t *l1 = malloc(bytes ? bytes : 1);

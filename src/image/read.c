@@ -100,8 +100,10 @@ static int check_range(struct image *img, guest_off_t off, uint64_t len, struct 
 {
     if (range_within(off.v, len, image_size(img)))
         return 0;
-    return qk_fail(err, -EIO, "the range of %" PRIu64 " bytes at %" PRIu64
-                   " leaves the disk of %" PRIu64 " bytes", len, off.v, image_size(img));
+    return qk_fail(err, -EIO,
+                   "the range of %" PRIu64 " bytes at %" PRIu64 " leaves the disk of %" PRIu64
+                   " bytes",
+                   len, off.v, image_size(img));
 }
 
 int image_readv(struct image *img, guest_off_t off, const struct iovec *iov, int iovcnt,

@@ -8,7 +8,7 @@
 #include "image/image_int.h"
 
 struct new_block {
-    uint64_t index;          /* in the refcount table */
+    uint64_t index;           /* in the refcount table */
     struct cluster_run place; /* count 0: not placed yet */
 };
 DEFINE_VECTOR(new_block_vec, struct new_block)
@@ -65,7 +65,8 @@ static int place_blocks(struct image *img, struct growth *gr, struct qk_error *e
     return 0;
 }
 
-/* Half as large again as before, at least what is needed, at most what the format's readers take. */
+/* Half as large again as before, at least what is needed, at most what the format's readers take.
+ */
 static int table_clusters(const struct image *img, uint64_t entries, uint64_t *clusters,
                           struct qk_error *err)
 {
@@ -75,8 +76,7 @@ static int table_clusters(const struct image *img, uint64_t entries, uint64_t *c
     uint64_t old = img->reftable.count / per_cluster;
     *clusters = min_u64(max_u64(needed, old + (old + 1) / 2), max);
     if (needed > max)
-        return qk_fail_at(err, -EFBIG,
-                          WHERE(img->file->name, "refcount table", img->reftable.off),
+        return qk_fail_at(err, -EFBIG, WHERE(img->file->name, "refcount table", img->reftable.off),
                           "the refcount table would exceed %u bytes: the image cannot grow further "
                           "with this cluster size and refcount width",
                           QCOW2_MAX_REFTABLE_BYTES);
@@ -100,8 +100,8 @@ static int place_table(struct image *img, struct growth *gr, struct qk_error *er
     if (ret < 0)
         return ret;
     gr->table = run;
-    ret = overlap_check(img, 0, run.first << img->g.cluster_bits,
-                        run.count << img->g.cluster_bits, err);
+    ret = overlap_check(img, 0, run.first << img->g.cluster_bits, run.count << img->g.cluster_bits,
+                        err);
     return ret < 0 ? ret : need_blocks(img, gr, run, err);
 }
 
@@ -211,8 +211,7 @@ static void uninstall(struct image *img, const struct growth *gr, const struct r
         const struct new_block *b = &gr->blocks.ptr[i];
         if (b->index < t->count)
             t->entries[b->index] = 0;
-        cache_forget(&img->refcounts, b->place.first << img->g.cluster_bits,
-                     img->g.cluster_bytes);
+        cache_forget(&img->refcounts, b->place.first << img->g.cluster_bits, img->g.cluster_bytes);
     }
 }
 

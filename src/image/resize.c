@@ -75,8 +75,8 @@ static uint64_t l1_clusters(const struct image *img, uint64_t entries)
 /* Moves L1 to a new place with room for `count` entries. */
 static int l1_move(struct image *img, uint64_t count, struct qk_error *err)
 {
-    struct cluster_run run, old = {image_cluster_of(img, img->h.l1_off),
-                                   l1_clusters(img, img->l1_count), false};
+    struct cluster_run run,
+        old = {image_cluster_of(img, img->h.l1_off), l1_clusters(img, img->l1_count), false};
     io_event(img->file, "l1_grow_alloc_table");
     pthread_mutex_lock(&img->alloc_lock);
     int ret = alloc_exact(img, l1_clusters(img, count), &run, err);
@@ -105,8 +105,10 @@ static int l1_grow(struct image *img, uint64_t count, struct qk_error *err)
     if (count <= img->l1_count)
         return 0;
     if (count * 8 > QCOW2_MAX_L1_BYTES)
-        return qk_fail(err, -EFBIG, "the L1 table would exceed %u bytes: the disk is too large for "
-                       "this cluster size", QCOW2_MAX_L1_BYTES);
+        return qk_fail(err, -EFBIG,
+                       "the L1 table would exceed %u bytes: the disk is too large for "
+                       "this cluster size",
+                       QCOW2_MAX_L1_BYTES);
     int ret = image_writeback(img, true, err);
     if (ret == 0)
         ret = l1_enlarge(img, count, err);

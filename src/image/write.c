@@ -9,11 +9,11 @@
 
 /* One run of guest clusters that gets new host clusters. */
 struct plan {
-    guest_off_t off;     /* first byte that the request writes */
-    uint64_t len;        /* bytes that the request writes */
+    guest_off_t off; /* first byte that the request writes */
+    uint64_t len;    /* bytes that the request writes */
     const struct iovec *iov;
     int iovcnt;
-    size_t skip;         /* bytes of the iovec before the run */
+    size_t skip; /* bytes of the iovec before the run */
     struct cluster_run run;
 };
 
@@ -52,9 +52,9 @@ static int put(struct image *img, uint64_t host, const struct iovec *iov, int io
 /* A copy-on-write edge: guest bytes before or after the written ones, in the same cluster. */
 struct edge {
     guest_off_t off;
-    size_t len;     /* to the cluster's border */
-    size_t valid;   /* bytes of it inside the disk; what is beyond becomes zero */
-    bool zero;      /* reads as zero */
+    size_t len;   /* to the cluster's border */
+    size_t valid; /* bytes of it inside the disk; what is beyond becomes zero */
+    bool zero;    /* reads as zero */
     uint8_t *buf;
 };
 
@@ -106,9 +106,11 @@ static int transfer(struct image *img, const struct plan *p, struct qk_error *er
     uint64_t cluster_end = (first_cluster(img, p) + p->run.count) << img->g.cluster_bits;
     uint64_t guest_end = max_u64(image_size(img), end);
     struct edge edges[2] = {
-        {.off = guest_off(start), .len = (size_t)(p->off.v - start),
+        {.off = guest_off(start),
+         .len = (size_t)(p->off.v - start),
          .valid = (size_t)(p->off.v - start)},
-        {.off = guest_off(end), .len = (size_t)(cluster_end - end),
+        {.off = guest_off(end),
+         .len = (size_t)(cluster_end - end),
          .valid = (size_t)(min_u64(cluster_end, guest_end) - end)},
     };
     int ret = 0;
@@ -130,7 +132,7 @@ static int transfer(struct image *img, const struct plan *p, struct qk_error *er
 struct link {
     uint64_t host;
     uint32_t cluster_bits;
-    uint64_t bitmap;   /* of extended entries */
+    uint64_t bitmap; /* of extended entries */
     uint64_t linked;
 };
 
@@ -152,8 +154,8 @@ int image_link(struct image *img, uint64_t guest_cluster, struct cluster_run run
         .cluster_bits = img->g.cluster_bits,
         .bitmap = img->g.subclusters > 1 ? UINT32_MAX : 0,
     };
-    int ret = l2_change(img, guest_off(guest_cluster << img->g.cluster_bits), run.count,
-                        link_entry, &l, err);
+    int ret = l2_change(img, guest_off(guest_cluster << img->g.cluster_bits), run.count, link_entry,
+                        &l, err);
     if (ret < 0 && l.linked < run.count)
         alloc_undo(img, (struct cluster_run){run.first + l.linked, run.count - l.linked, false});
     return ret;
@@ -203,8 +205,8 @@ static int write_reserved(struct image *img, struct plan *p, const struct map_ex
 {
     uint64_t first = first_cluster(img, p);
     p->len = min_u64(p->len, ext->len);
-    p->run = (struct cluster_run){image_cluster_of(img, ext->host),
-                                  end_cluster(img, p) - first, false};
+    p->run =
+        (struct cluster_run){image_cluster_of(img, ext->host), end_cluster(img, p) - first, false};
     int ret = transfer(img, p, err);
     if (ret < 0)
         return ret;
@@ -298,8 +300,10 @@ static int write_shared(struct image *img, const struct plan *request, uint64_t 
 static int check_writable(struct image *img, guest_off_t off, uint64_t len, struct qk_error *err)
 {
     if (!range_within(off.v, len, image_size(img)))
-        return qk_fail(err, -EIO, "the range of %" PRIu64 " bytes at %" PRIu64
-                       " leaves the disk of %" PRIu64 " bytes", len, off.v, image_size(img));
+        return qk_fail(err, -EIO,
+                       "the range of %" PRIu64 " bytes at %" PRIu64 " leaves the disk of %" PRIu64
+                       " bytes",
+                       len, off.v, image_size(img));
     return image_begin_writing(img, err);
 }
 

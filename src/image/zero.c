@@ -25,8 +25,7 @@ static bool zero_entry(void *opaque, uint64_t index, struct l2_entry old, struct
     return true;
 }
 
-static bool discard_entry(void *opaque, uint64_t index, struct l2_entry old,
-                          struct l2_entry *entry)
+static bool discard_entry(void *opaque, uint64_t index, struct l2_entry old, struct l2_entry *entry)
 {
     const struct image *img = opaque;
     (void)index;
@@ -168,8 +167,8 @@ static int discard_held(struct image *img, guest_off_t off, uint64_t len, struct
                         img, err);
 }
 
-static int range_hold_all(struct image *img, guest_off_t off, uint64_t len,
-                          struct range_hold *hold, struct qk_error *err)
+static int range_hold_all(struct image *img, guest_off_t off, uint64_t len, struct range_hold *hold,
+                          struct qk_error *err)
 {
     *hold = (struct range_hold){
         .first = image_cluster_of(img, off.v),
@@ -178,8 +177,10 @@ static int range_hold_all(struct image *img, guest_off_t off, uint64_t len,
     };
     range_acquire(&img->ranges, hold);
     if (!range_within(off.v, len, image_size(img)))
-        return qk_fail(err, -EIO, "the range of %" PRIu64 " bytes at %" PRIu64
-                       " leaves the disk of %" PRIu64 " bytes", len, off.v, image_size(img));
+        return qk_fail(err, -EIO,
+                       "the range of %" PRIu64 " bytes at %" PRIu64 " leaves the disk of %" PRIu64
+                       " bytes",
+                       len, off.v, image_size(img));
     return image_begin_writing(img, err);
 }
 

@@ -22,7 +22,7 @@ struct qk_io;
 
 /* Permissions as QEMU's locks name them (see file_lock.c). */
 enum io_perm {
-    IO_PERM_READ = 1u << 0,            /* consistent read */
+    IO_PERM_READ = 1u << 0, /* consistent read */
     IO_PERM_WRITE = 1u << 1,
     IO_PERM_WRITE_UNCHANGED = 1u << 2,
     IO_PERM_RESIZE = 1u << 3,
@@ -42,8 +42,7 @@ struct qk_io_ops {
     int (*pwritev)(struct qk_io *io, uint64_t off, const struct iovec *iov, int iovcnt,
                    unsigned flags, struct qk_error *err);
     /* flags: enum io_zero_flag. The range reads as zero afterwards. NULL: -ENOTSUP */
-    int (*zero)(struct qk_io *io, uint64_t off, uint64_t len, unsigned flags,
-                struct qk_error *err);
+    int (*zero)(struct qk_io *io, uint64_t off, uint64_t len, unsigned flags, struct qk_error *err);
     /* A hint; what the range reads as afterwards is zero or the old bytes. NULL: -ENOTSUP */
     int (*discard)(struct qk_io *io, uint64_t off, uint64_t len, struct qk_error *err);
     int (*flush)(struct qk_io *io, struct qk_error *err);
@@ -70,8 +69,8 @@ struct qk_io {
     char *name;         /* for people and errors; owned by the store */
     uint32_t alignment; /* of requests that need no bounce: 1, 512, 4096 */
     bool writable;
-    bool can_grow;      /* false: block device or fixed size; writing past the end is -ENOSPC */
-    bool zero_init;     /* bytes that were never written read as zero */
+    bool can_grow;  /* false: block device or fixed size; writing past the end is -ENOSPC */
+    bool zero_init; /* bytes that were never written read as zero */
 };
 
 /* Calls through the vtable, with the defaults of NULL entries. Add the store's name to errors. */
@@ -111,12 +110,12 @@ int iov_slice(const struct iovec *iov, int iovcnt, size_t skip, size_t len, stru
 
 struct io_file_options {
     bool writable;
-    bool direct;       /* O_DIRECT */
-    bool no_flush;     /* flush does nothing */
-    bool writethrough; /* each write is stable before it returns */
-    bool create;       /* create the file when missing (mode 0644), keep content otherwise */
-    bool locking;      /* take QEMU's byte-range locks; false: "file.locking=off" */
-    bool force_share;  /* -U */
+    bool direct;           /* O_DIRECT */
+    bool no_flush;         /* flush does nothing */
+    bool writethrough;     /* each write is stable before it returns */
+    bool create;           /* create the file when missing (mode 0644), keep content otherwise */
+    bool locking;          /* take QEMU's byte-range locks; false: "file.locking=off" */
+    bool force_share;      /* -U */
     unsigned used, shared; /* IO_PERM_*: taken at open when locking */
 };
 

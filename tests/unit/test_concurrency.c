@@ -12,11 +12,11 @@
 
 #include <pthread.h>
 
-#define THREADS 4
-#define STRIPE 3000u
+#define THREADS      4
+#define STRIPE       3000u
 #define SHARED_BYTES (2u << 20) /* byte stripes of all threads, within the same clusters */
-#define OWNED_BYTES (2u << 20)  /* clusters owned in turn */
-#define DISK (SHARED_BYTES + OWNED_BYTES)
+#define OWNED_BYTES  (2u << 20) /* clusters owned in turn */
+#define DISK         (SHARED_BYTES + OWNED_BYTES)
 
 struct world {
     struct qk_io *io;
@@ -119,8 +119,11 @@ static void check_end(struct world *w)
 
 static void make_image(struct world *w, uint32_t cluster_bits, bool lazy, struct image_options *o)
 {
-    struct create_params p = {.size_bytes = DISK, .version = 3, .cluster_bits = cluster_bits,
-                              .refcount_order = 4, .lazy_refcounts = lazy};
+    struct create_params p = {.size_bytes = DISK,
+                              .version = 3,
+                              .cluster_bits = cluster_bits,
+                              .refcount_order = 4,
+                              .lazy_refcounts = lazy};
     w->cluster = 1u << cluster_bits;
     REQUIRE(io_mem_open(NULL, 0, 0, &w->io, NULL) == 0);
     REQUIRE(image_create(w->io, &p, NULL) == 0);
@@ -131,8 +134,11 @@ static void test_together(uint32_t cluster_bits, uint64_t l2_cache, bool lazy)
 {
     struct world *w = calloc(1, sizeof(*w));
     struct worker *workers = calloc(THREADS, sizeof(*workers));
-    struct image_options o = {.writable = true, .lazy_refcounts = -1, .overlap = OVERLAP_CACHED,
-                              .l2_cache_bytes = l2_cache, .refcount_cache_bytes = l2_cache};
+    struct image_options o = {.writable = true,
+                              .lazy_refcounts = -1,
+                              .overlap = OVERLAP_CACHED,
+                              .l2_cache_bytes = l2_cache,
+                              .refcount_cache_bytes = l2_cache};
     pthread_t threads[THREADS], helper;
     make_image(w, cluster_bits, lazy, &o);
     for (unsigned i = 0; i < THREADS; i++) {
@@ -191,8 +197,8 @@ static void *write_beyond(void *opaque)
 {
     struct world *w = opaque;
     static uint8_t buf[512];
-    CHECK_OK(image_writev(w->img, guest_off(1 << 20), &(struct iovec){buf, sizeof(buf)}, 1, 0,
-                          NULL));
+    CHECK_OK(
+        image_writev(w->img, guest_off(1 << 20), &(struct iovec){buf, sizeof(buf)}, 1, 0, NULL));
     return NULL;
 }
 
