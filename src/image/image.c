@@ -7,7 +7,8 @@
 #include "base/bytes.h"
 
 #define SLICE_BYTES_DEFAULT 4096u
-#define DIRTY_MAX_BYTES     (8u << 20) /* L2 slices that wait for a writeback, and again its copies */
+/* L2 slices that wait for a writeback; again as much for the copies that it writes. */
+#define DIRTY_MAX_BYTES (8u << 20)
 
 /* ---- what this version cannot do yet ---- */
 
