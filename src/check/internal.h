@@ -26,6 +26,11 @@
 
 DEFINE_VECTOR(u64_vec, uint64_t)
 
+/* Header fields that a repair writes (section "Header"): the table's offset and clusters together.
+ */
+#define HEADER_REFTABLE_OFF  48u
+#define HEADER_AUTOCLEAR_OFF 88u
+
 enum l2_flag {
     L2_BAD = 1u << 0,     /* has entries to report */
     L2_UNREAD = 1u << 1,  /* could not be read */

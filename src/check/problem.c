@@ -89,7 +89,7 @@ static void note(struct sink *s, enum problem_id id)
 void sink_found(struct sink *s, const struct finding *f, ...)
 {
     note(s, f->id);
-    const unsigned announced_by_repair = ACT_EDIT_L1 | ACT_EDIT_L2;
+    const unsigned announced_by_repair = ACT_EDIT_L1 | ACT_EDIT_L2 | ACT_EDIT_HEADER;
     if ((problems[f->id].actions & announced_by_repair) && problem_fixable(s->opts, f->id))
         return;
     va_list args;

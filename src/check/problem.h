@@ -26,7 +26,8 @@ enum action {
     ACT_COPIED = 1u << 3,  /* correct COPIED flags */
     ACT_EDIT_L1 = 1u << 4, /* clear stray L1 entries */
     ACT_EDIT_L2 = 1u << 5, /* correct L2 entries that need no decision */
-    ACT_HOLD = 1u << 6,    /* free and reuse nothing */
+    ACT_EDIT_HEADER = 1u << 6,
+    ACT_HOLD = 1u << 7, /* free and reuse nothing */
 };
 
 struct problem_info {

@@ -18,8 +18,7 @@
 
 #include <string.h>
 
-#define WRITE_BYTES         (UINT64_C(1) << 20)
-#define HEADER_REFTABLE_OFF 48u
+#define WRITE_BYTES (UINT64_C(1) << 20)
 
 struct rebuild {
     struct check *c;

@@ -150,8 +150,13 @@ static int crypto_collect(struct check *c, struct qk_error *err)
 {
     const struct header_extension *ext =
         header_extensions_find(image_extensions(c->img), HEXT_CRYPTO);
-    if (!ext || ext->len < 16)
+    if (!ext || ext->len < 16) {
+        const struct finding f = {PROBLEM_CRYPTO_MISSING, 0, QK_OFFSET_NONE, CRYPT_LUKS,
+                                  c->h->crypt_method};
+        if (c->h->crypt_method == CRYPT_LUKS)
+            sink_found(&c->sink, &f);
         return 0;
+    }
     const struct root root = {load_be64(ext->data), load_be64(ext->data + 8), 1,
                               PROBLEM_CRYPTO_HEADER};
     return count_root(c, &root, err);
@@ -159,6 +164,11 @@ static int crypto_collect(struct check *c, struct qk_error *err)
 
 static int header_collect(struct check *c, struct qk_error *err)
 {
+    if ((c->h->autoclear & AUTOCLEAR_DATA_FILE_RAW) && !c->data_file) {
+        const struct finding f = {PROBLEM_AUTOCLEAR_RAW, HEADER_AUTOCLEAR_OFF, QK_OFFSET_NONE, 0,
+                                  c->h->autoclear};
+        sink_found(&c->sink, &f);
+    }
     return count_inside(c, 0, c->g->cluster_bytes, err);
 }
 

@@ -110,12 +110,13 @@ static int entries_collect(struct check *c, uint64_t *end, struct qk_error *err)
 int snapshots_collect(struct check *c, struct qk_error *err)
 {
     uint64_t start = c->h->snapshots_off, end = start;
-    if (!c->h->snapshot_count)
-        return 0;
-    if (!is_aligned(start, c->g->cluster_bytes) || start >= c->file_bytes) {
+    if (!is_aligned(start, c->g->cluster_bytes) ||
+        (c->h->snapshot_count && start >= c->file_bytes)) {
         table_damaged(c, start, "its offset is unaligned or past the end of the file");
         return 0;
     }
+    if (!c->h->snapshot_count)
+        return 0;
     if (c->data_file) {
         const struct finding f = {PROBLEM_SNAPSHOT_DATA_FILE, start, QK_OFFSET_NONE, 0,
                                   c->h->snapshot_count};
