@@ -5,6 +5,8 @@
  */
 #include "node_test.h"
 
+#include <pthread.h>
+
 #define MIB (1u << 20)
 
 /* ---- names and options ------------------------------------------------------------------- */
@@ -485,6 +487,53 @@ static void test_copy_on_read(void)
     CHECK_OK(qk_disk_close(disk, &last_error));
 }
 
+/* Readers that copy and writers work on the same clusters: no write is lost to a copy. */
+static void *copy_worker(void *opaque)
+{
+    struct qk_disk *disk = opaque;
+    uint8_t buf[512];
+    struct qk_error err;
+    for (uint64_t off = 0; off < MIB; off += 4096)
+        CHECK_OK(qk_disk_read(disk, off, buf, sizeof(buf), &err));
+    return NULL;
+}
+
+static void *write_worker(void *opaque)
+{
+    struct qk_disk *disk = opaque;
+    uint8_t buf[512];
+    struct qk_error err;
+    memset(buf, 6, sizeof(buf));
+    for (uint64_t off = 1024; off < MIB; off += 8192)
+        CHECK_OK(qk_disk_write(disk, off, buf, sizeof(buf), 0, &err));
+    return NULL;
+}
+
+static void test_copy_on_read_threads(void)
+{
+    pthread_t thread[4];
+    put_file("full.raw", "", 0, MIB);
+    struct qk_disk *disk = OPEN("full.raw", .format = "raw", .flags = QK_OPEN_RDWR);
+    REQUIRE(disk);
+    CHECK_OK(fill(disk, 0, MIB, 5));
+    CHECK_OK(qk_disk_close(disk, &last_error));
+    remove("cor2.q");
+    overlay("cor2.q", "full.raw", "raw");
+    disk = OPEN("cor2.q", .flags = QK_OPEN_RDWR | QK_OPEN_COPY_ON_READ);
+    REQUIRE(disk);
+    for (int i = 0; i < 4; i++)
+        CHECK_OK(pthread_create(&thread[i], NULL, i % 2 ? write_worker : copy_worker, disk));
+    for (int i = 0; i < 4; i++)
+        pthread_join(thread[i], NULL);
+    for (uint64_t off = 0; off < MIB; off += 8192)
+        CHECK(holds(disk, off, 1024, 5) && holds(disk, off + 1024, 512, 6) &&
+              holds(disk, off + 1536, 6656, 5));
+    CHECK_OK(qk_disk_close(disk, &last_error));
+    disk = OPEN("cor2.q", .flags = QK_OPEN_NO_BACKING);
+    CHECK(disk && holds(disk, MIB - 512, 512, 5)); /* all of it was copied */
+    CHECK_OK(qk_disk_close(disk, &last_error));
+}
+
 /* Zeroes that were written while the backing file was left closed hide it later. */
 static void test_zeroes_without_backing(void)
 {
@@ -584,6 +633,7 @@ int main(void)
     test_raw_locks();
     test_temporary_overlay();
     test_copy_on_read();
+    test_copy_on_read_threads();
     test_zeroes_without_backing();
     test_detect_zeroes();
     test_dirty_and_corrupt();
