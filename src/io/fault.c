@@ -157,6 +157,7 @@ int fault_check(struct fault_store *f, const struct fault_request *req, struct q
     int error = error_by_rule(f, req);
     if (!error)
         error = error_by_count(f, req);
+    f->injected[req->type] += error != 0;
     pthread_mutex_unlock(&f->lock);
     return error ? qk_fail_errno(err, -error, "injected by blkdebug") : 0;
 }
@@ -340,6 +341,24 @@ uint64_t fault_counted(struct qk_io *io)
     struct fault_store *f = fault_store(io);
     LOCK_SCOPE(&f->lock);
     return f->counted;
+}
+
+uint64_t fault_injected(struct qk_io *io, unsigned iotypes)
+{
+    struct fault_store *f = fault_store(io);
+    uint64_t sum = 0;
+    LOCK_SCOPE(&f->lock);
+    for (unsigned type = 0; type < FAULT_IOTYPES; type++)
+        sum += iotypes >> type & 1 ? f->injected[type] : 0;
+    return sum;
+}
+
+void fault_clear(struct qk_io *io)
+{
+    struct fault_store *f = fault_store(io);
+    LOCK_SCOPE(&f->lock);
+    fault_rules_clear(&f->rules);
+    f->nth = (struct fault_nth){0};
 }
 
 /* ---- breakpoints ---- */

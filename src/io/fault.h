@@ -78,5 +78,9 @@ struct fault_nth {
 void fault_fail_nth(struct qk_io *io, const struct fault_nth *nth);
 /* Requests counted since fault_fail_nth. */
 uint64_t fault_counted(struct qk_io *io);
+/* Requests of these types (bits) that have failed by a rule or by their number, since opening. */
+uint64_t fault_injected(struct qk_io *io, unsigned iotypes);
+/* Forgets all rules and the nth request: from now on nothing is injected. */
+void fault_clear(struct qk_io *io);
 
 #endif

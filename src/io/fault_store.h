@@ -25,6 +25,7 @@ struct fault_store {
     struct fault_rules suspended;
     struct fault_nth nth;
     uint64_t counted;
+    uint64_t injected[FAULT_IOTYPES];
     fault_notify *notify;
     void *notify_opaque;
     struct fault_limits limits;

@@ -8,6 +8,7 @@
  */
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "stage.h"
 #include "states.h"
 #include "verify.h"
 
@@ -30,7 +31,7 @@ struct settings {
 struct run {
     const struct workload *w;
     const struct settings *settings;
-    struct recorder rec;
+    struct stage stage;
     struct history history;
     struct state *states;
     uint64_t *hashes;
@@ -40,60 +41,6 @@ struct run {
 };
 
 /* ---- recording ---- */
-
-static size_t log_position(struct recorder *rec)
-{
-    return trace_count(rec->file);
-}
-
-/* Opens the log over a file with these bytes. */
-static int open_log(struct recorder *rec, const uint8_t *bytes, size_t len)
-{
-    int ret = io_mem_open(bytes, len, rec->w->device_bytes, &rec->mem, NULL);
-    if (ret < 0)
-        return ret;
-    rec->mem->can_grow = rec->mem->zero_init = !rec->w->device_bytes;
-    return io_trace_open(rec->mem, &rec->file, NULL);
-}
-
-/* An image in the place of the one to be created: other clusters, some data. */
-static int write_old_image(struct qk_io *mem)
-{
-    const struct create_params params = {
-        .size_bytes = 300000, .version = 3, .cluster_bits = 11, .refcount_order = 3};
-    const struct image_options options = {.writable = true, .lazy_refcounts = -1};
-    static const uint8_t data[70000] = {1, 2, 3};
-    struct image *img = NULL;
-    int ret = image_create(mem, &params, NULL);
-    if (ret == 0)
-        ret = image_open(mem, &options, &img, NULL);
-    if (ret == 0)
-        ret = image_writev(img, guest_off(1000),
-                           &(struct iovec){(void *)(uintptr_t)data, sizeof(data)}, 1, 0, NULL);
-    return ret < 0 ? ret : image_close(img, NULL);
-}
-
-/* What is there before the log begins: the created image; or, when the log is to show its creation,
- * an older image, or a device full of old bytes. */
-static int make_initial(struct recorder *rec, uint8_t **initial, size_t *initial_len)
-{
-    struct qk_io *mem = NULL;
-    int ret = io_mem_open(NULL, rec->w->device_bytes, 0, &mem, NULL);
-    if (ret == 0)
-        ret =
-            rec->w->logs_creation ? write_old_image(mem) : image_create(mem, &rec->w->create, NULL);
-    if (ret == 0 && rec->w->device_bytes)
-        ret = io_resize(mem, rec->w->device_bytes, QK_PREALLOC_OFF, NULL);
-    const uint8_t *bytes = ret == 0 ? io_mem_data(mem, initial_len) : NULL;
-    *initial = malloc(*initial_len + 1);
-    if (*initial && bytes)
-        memcpy(*initial, bytes, *initial_len);
-    if (*initial && rec->w->device_bytes)
-        model_pattern(0x7ffffffe, *initial_len / 4, *initial + *initial_len / 4,
-                      *initial_len / 4 * 3);
-    io_close(mem, NULL);
-    return ret;
-}
 
 /* The live image, too, must show the model at the end. */
 static int finish_recording(struct recorder *rec)
@@ -110,25 +57,17 @@ static int finish_recording(struct recorder *rec)
 
 static int record(struct run *run)
 {
-    struct recorder *rec = &run->rec;
-    CLEANUP_FREE uint8_t *initial = NULL;
-    size_t initial_len = 0;
-    recorder_init(rec, run->w);
-    int ret = make_initial(rec, &initial, &initial_len);
+    struct stage *stage = &run->stage;
+    int ret = stage_set(stage, run->w, false);
     if (ret == 0)
-        ret = open_log(rec, initial, initial_len);
-    rec->log_position = log_position;
-    if (ret == 0 && run->w->logs_creation) {
-        ret = recorder_create(rec);
-    } else if (ret == 0) {
-        model_op(&rec->model, (struct op){.flush = true});
-        ret = recorder_open(rec);
-    }
+        ret = stage_begin(stage);
     if (ret < 0)
         return ret;
-    run->w->run(rec);
-    ret = finish_recording(rec);
-    return ret < 0 ? ret : history_take(&run->history, rec->file, initial, initial_len);
+    run->w->run(&stage->rec);
+    ret = finish_recording(&stage->rec);
+    if (ret < 0)
+        return ret;
+    return history_take(&run->history, stage->trace, stage->initial, stage->initial_len);
 }
 
 /* ---- choosing states ---- */
@@ -192,9 +131,9 @@ static void look_at(struct run *run, struct builder *b, size_t i)
     struct qk_io *mem = NULL;
     char text[400] = "";
     struct verify_options opts = {
-        .at = model_moment(&run->rec.model, state.changes),
-        .backing = run->rec.backing,
-        .model = &run->rec.model,
+        .at = model_moment(&run->stage.rec.model, state.changes),
+        .backing = run->stage.rec.backing,
+        .model = &run->stage.rec.model,
         .go_on = i % GO_ON_EVERY == 0 || run->settings->has_one,
         .oracle = i % ORACLE_EVERY == 0 && run->settings->oracle[0] ? run->settings->oracle : NULL,
     };
@@ -272,7 +211,7 @@ static void run_workload(struct run *run, size_t count)
     int ret = record(run);
     if (ret < 0) {
         printf("failed: %s: the workload itself ends with %s, %u operations failed\n", run->w->name,
-               strerror(-ret), run->rec.errors);
+               strerror(-ret), run->stage.rec.errors);
         run->failed++;
         return;
     }
@@ -290,8 +229,7 @@ static void run_workload(struct run *run, size_t count)
 static void free_run(struct run *run)
 {
     history_free(&run->history);
-    recorder_free(&run->rec);
-    io_close(run->rec.file, NULL);
+    stage_strike(&run->stage);
     free(run->states);
     free(run->hashes);
 }

@@ -111,6 +111,22 @@ void model_resize(struct model *m, uint64_t size, bool sure)
     m->size = size;
 }
 
+static void make_unsure(struct version_vec *v, uint32_t from_op)
+{
+    for (size_t i = v->len; i-- > 0 && v->ptr[i].op >= from_op;)
+        v->ptr[i].sure = false;
+}
+
+void model_lose_unflushed(struct model *m)
+{
+    uint32_t from = model_next_op(m);
+    while (from > 0 && !m->ops.ptr[from - 1].flush)
+        from--;
+    for (uint64_t s = 0; s < m->max_bytes / SECTOR; s++)
+        make_unsure(&m->sectors[s], from);
+    make_unsure(&m->sizes, from);
+}
+
 struct moment model_moment(const struct model *m, size_t changes)
 {
     struct moment at = {0};

@@ -48,6 +48,9 @@ void model_op(struct model *m, struct op op);
 void model_put(struct model *m, uint64_t off, const uint8_t *bytes, uint64_t len, bool sure);
 void model_resize(struct model *m, uint64_t size, bool sure);
 
+/* The program has lost what no flush had covered (a close that failed): nobody was promised it. */
+void model_lose_unflushed(struct model *m);
+
 /* What is certain at a moment: operations below `flushed` are stable, those from `begun` on have
  * not begun. */
 struct moment {

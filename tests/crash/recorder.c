@@ -88,6 +88,8 @@ int recorder_close(struct recorder *rec)
     op.end = position(rec);
     op.flush = ret == 0;
     rec->errors += ret < 0;
+    if (ret < 0)
+        model_lose_unflushed(&rec->model);
     model_op(&rec->model, op);
     return ret;
 }
@@ -108,22 +110,34 @@ static void end_op(struct recorder *rec, size_t start, int ret)
     model_op(&rec->model, (struct op){.start = start, .end = position(rec)});
 }
 
-static uint64_t clip(struct recorder *rec, uint64_t off, uint64_t len)
+/* What is left of a range after rounding and cutting it at the end of the disk; *off moves. */
+static uint64_t fit(struct recorder *rec, uint64_t *off, uint64_t len)
 {
-    return off < rec->model.size ? min_u64(len, rec->model.size - off) : 0;
+    if (rec->whole_sectors) {
+        *off = round_down(*off, SECTOR);
+        len = round_up(len, SECTOR);
+    }
+    return *off < rec->model.size ? min_u64(len, rec->model.size - *off) : 0;
+}
+
+/* Nothing is begun on a closed image. */
+static int closed(struct recorder *rec)
+{
+    rec->errors++;
+    return -EBADF;
 }
 
 int rec_write(struct recorder *rec, uint64_t off, uint64_t len)
 {
     size_t start = position(rec);
-    len = clip(rec, off, len);
+    if (!rec->img)
+        return closed(rec);
+    len = fit(rec, &off, len);
     CLEANUP_FREE uint8_t *buf = malloc(len + 1);
     if (!buf)
         abort();
     model_pattern(model_next_op(&rec->model), off, buf, len);
-    int ret = rec->img ? image_writev(rec->img, guest_off(off), &(struct iovec){buf, len}, 1, 0,
-                                      &rec->error)
-                       : -EBADF;
+    int ret = image_writev(rec->img, guest_off(off), &(struct iovec){buf, len}, 1, 0, &rec->error);
     model_put(&rec->model, off, buf, len, ret == 0);
     end_op(rec, start, ret);
     return ret;
@@ -132,8 +146,10 @@ int rec_write(struct recorder *rec, uint64_t off, uint64_t len)
 int rec_zero(struct recorder *rec, uint64_t off, uint64_t len, unsigned flags)
 {
     size_t start = position(rec);
-    len = clip(rec, off, len);
-    int ret = rec->img ? image_zero(rec->img, guest_off(off), len, flags, &rec->error) : -EBADF;
+    if (!rec->img)
+        return closed(rec);
+    len = fit(rec, &off, len);
+    int ret = image_zero(rec->img, guest_off(off), len, flags, &rec->error);
     model_put(&rec->model, off, NULL, len, ret == 0);
     end_op(rec, start, ret);
     return ret;
@@ -147,6 +163,7 @@ static void put_discarded(struct recorder *rec, uint64_t off, uint64_t len)
     uint64_t first = round_up(off, SECTOR), end = round_down(off + len, SECTOR);
     for (uint64_t at = first; at < end; at += SECTOR) {
         int ret = image_readv(rec->img, guest_off(at), &(struct iovec){buf, SECTOR}, 1, NULL);
+        rec->errors += ret < 0;
         if (ret < 0 || !memcmp(buf, zeroes, SECTOR))
             model_put(&rec->model, at, NULL, SECTOR, ret == 0);
     }
@@ -155,10 +172,11 @@ static void put_discarded(struct recorder *rec, uint64_t off, uint64_t len)
 int rec_discard(struct recorder *rec, uint64_t off, uint64_t len)
 {
     size_t start = position(rec);
-    len = clip(rec, off, len);
-    int ret = rec->img ? image_discard(rec->img, guest_off(off), len, &rec->error) : -EBADF;
-    if (rec->img)
-        put_discarded(rec, off, len);
+    if (!rec->img)
+        return closed(rec);
+    len = fit(rec, &off, len);
+    int ret = image_discard(rec->img, guest_off(off), len, &rec->error);
+    put_discarded(rec, off, len);
     end_op(rec, start, ret);
     return ret;
 }
@@ -177,9 +195,11 @@ int rec_flush(struct recorder *rec)
 int rec_resize(struct recorder *rec, uint64_t size, enum qk_prealloc prealloc)
 {
     size_t start = position(rec);
-    int ret = rec->img ? image_resize(rec->img, size, prealloc, 0, &rec->error) : -EBADF;
+    if (!rec->img)
+        return closed(rec);
+    int ret = image_resize(rec->img, size, prealloc, 0, &rec->error);
     model_resize(&rec->model, size, ret == 0);
-    if (ret < 0 && rec->img)
+    if (ret < 0)
         rec->model.size = image_size(rec->img);
     end_op(rec, start, ret);
     return ret;

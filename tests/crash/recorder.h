@@ -27,6 +27,8 @@ extern const size_t workload_count;
 
 struct recorder {
     const struct workload *w;
+    bool whole_sectors;    /* round operations to sectors: a failed one then leaves each sector
+                              old or new */
     struct qk_io *file;    /* what the image is opened on: top of the filters */
     struct qk_io *mem;     /* the bottom of them */
     struct qk_io *backing; /* NULL: none */

@@ -65,6 +65,10 @@ static void test_event_then_fail(void)
     CHECK_OK(io_resize(io, 70000, QK_PREALLOC_OFF, NULL));
     io_event(io, "no such event");
     CHECK_ERR(write_one(io, 0), -ENOSPC);
+    CHECK_EQ(fault_injected(io, 1u << FAULT_WRITE), 2);
+    CHECK_EQ(fault_injected(io, 1u << FAULT_READ | 1u << FAULT_FLUSH), 2);
+    fault_clear(io);
+    CHECK_OK(write_one(io, 0));
     CHECK_OK(io_close(io, NULL));
 }
 

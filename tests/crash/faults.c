@@ -1,0 +1,326 @@
+/*
+ * faults.c - runs each workload again and again with injected errors: every blkdebug event, with
+ * EIO and ENOSPC, once and from then on always; and the nth request, for each n. After each run
+ * the error must have reached the caller, the guest's content must be as the model allows, leaks
+ * are the worst that may be found, and once the fault is gone the image must work again: half of
+ * the runs go on and flush, half crash there. Crashes on the way are tried as well (states.h).
+ *
+ *     faults [--jobs N] [--every N] [--states N] [--workload NAME [--run INDEX]]
+ *
+ * --every takes only each Nth request (default 1); --states crashes per run (default 1).
+ */
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "io/fault.h"
+#include "stage.h"
+#include "states.h"
+#include "verify.h"
+
+#include <getopt.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { SHOWN_FAILURES = 4, TEXT = 400, EVENT_VARIANTS = 4, NTH_VARIANTS = 2 };
+
+/* What is injected in one run: a rule for an event, or the nth request. */
+struct plan {
+    const char *event; /* NULL: by number */
+    uint64_t nth;
+    int error;
+    bool always, torn;
+};
+
+struct settings {
+    unsigned jobs, every, states;
+    const char *only;
+    long one_run; /* -1: all */
+};
+
+struct tally {
+    const struct workload *w;
+    const struct settings *settings;
+    size_t events, runs; /* the first events * EVENT_VARIANTS runs are by event */
+    atomic_size_t next, hit, passed, failed;
+    atomic_bool *event_hit; /* shared by all workloads */
+};
+
+struct run {
+    struct tally *tally;
+    size_t index;
+    struct plan plan;
+    struct stage stage;
+    char text[TEXT];
+};
+
+/* ---- plans ---- */
+
+static struct plan make_plan(const struct tally *t, size_t index)
+{
+    static const struct plan event_variants[EVENT_VARIANTS] = {{.error = EIO},
+                                                               {.error = ENOSPC},
+                                                               {.error = EIO, .always = true},
+                                                               {.error = ENOSPC, .always = true}};
+    static const struct plan nth_variants[NTH_VARIANTS] = {{.error = EIO, .torn = true},
+                                                           {.error = ENOSPC, .always = true}};
+    if (index < t->events * EVENT_VARIANTS) {
+        struct plan plan = event_variants[index % EVENT_VARIANTS];
+        plan.event = fault_event_name(index / EVENT_VARIANTS);
+        return plan;
+    }
+    index -= t->events * EVENT_VARIANTS;
+    struct plan plan = nth_variants[index % NTH_VARIANTS];
+    plan.nth = 1 + index / NTH_VARIANTS * t->settings->every;
+    return plan;
+}
+
+static void describe(const struct plan *plan, char *text, size_t size)
+{
+    const char *error = plan->error == EIO ? "EIO" : "ENOSPC";
+    if (plan->event)
+        snprintf(text, size, "%s at %s%s", error, plan->event, plan->always ? ", always" : "");
+    else
+        snprintf(text, size, "%s at request %llu%s", error, (unsigned long long)plan->nth,
+                 plan->always ? " and all after it" : "");
+}
+
+static int inject(struct qk_io *fault, const struct plan *plan)
+{
+    if (!plan->event) {
+        fault_fail_nth(fault, &(struct fault_nth){.nth = plan->nth,
+                                                  .error = plan->error,
+                                                  .always = plan->always,
+                                                  .torn = plan->torn});
+        return 0;
+    }
+    const struct fault_option options[] = {
+        {"event", plan->event},
+        {"errno", plan->error == EIO ? "5" : "28"},
+        {"once", plan->always ? "off" : "on"},
+    };
+    return fault_add_rule(fault, "inject-error", options, ARRAY_SIZE(options), NULL);
+}
+
+/* ---- one run ---- */
+
+static bool bad(struct run *run, const char *what, const char *why)
+{
+    char plan[100], why_copy[TEXT];
+    describe(&run->plan, plan, sizeof(plan));
+    snprintf(why_copy, sizeof(why_copy), "%s", why);
+    if (atomic_fetch_add(&run->tally->failed, 1) < SHOWN_FAILURES)
+        printf("failed: --workload %s --run %zu (%s): %s%s\n", run->tally->w->name, run->index,
+               plan, what, why_copy);
+    return false;
+}
+
+static struct verify_options judge(struct run *run, struct moment at)
+{
+    return (struct verify_options){
+        .at = at,
+        .backing = run->stage.rec.backing,
+        .model = &run->stage.rec.model,
+        .unborn = at.flushed == 0,
+        .go_on = true,
+    };
+}
+
+/* A failed discard or resize may be taken as a hint; the others must show. */
+static bool was_reported(struct run *run)
+{
+    const unsigned loud = 1u << FAULT_READ | 1u << FAULT_WRITE | 1u << FAULT_FLUSH;
+    return fault_injected(run->stage.fault, loud) == 0 || run->stage.rec.errors > 0;
+}
+
+/* The fault is gone: everything works, and all that was acknowledged is there. */
+static bool recovers(struct run *run)
+{
+    struct recorder *rec = &run->stage.rec;
+    if (!rec->img && recorder_open(rec) < 0)
+        return bad(run, "does not open again: ", rec->error.text);
+    if (recorder_verify(rec->img, &rec->model, model_now(&rec->model), run->text, TEXT))
+        return bad(run, "still open: ", run->text);
+    if (rec_flush(rec) < 0)
+        return bad(run, "cannot be flushed any more: ", rec->error.text);
+    if (recorder_close(rec) < 0)
+        return bad(run, "cannot be closed: ", rec->error.text);
+    const struct verify_options opts = judge(run, model_now(&rec->model));
+    return verify_image(rec->mem, &opts, run->text, TEXT) ||
+           bad(run, "after recovering: ", run->text);
+}
+
+/* The program dies right there. */
+static bool dies(struct run *run)
+{
+    struct recorder *rec = &run->stage.rec;
+    if (rec->img)
+        image_abandon(rec->img);
+    rec->img = NULL;
+    const struct verify_options opts =
+        judge(run, model_moment(&rec->model, trace_count(run->stage.trace)));
+    return verify_image(rec->mem, &opts, run->text, TEXT) || bad(run, "after dying: ", run->text);
+}
+
+/* Power cuts at random moments of the run. */
+static bool survives_crashes(struct run *run)
+{
+    struct history history;
+    struct builder b;
+    bool good = true;
+    uint64_t random = run->index * 2654435761u + run->tally->w->seed;
+    if (history_take(&history, run->stage.trace, run->stage.initial, run->stage.initial_len) < 0)
+        abort();
+    for (unsigned i = 0; i < run->tally->settings->states && good; i++) {
+        random = random * 6364136223846793005u + 1442695040888963407u;
+        struct state state = {(size_t)(random >> 33) % (history.changes.len + 1), random | 1};
+        const struct verify_options opts =
+            judge(run, model_moment(&run->stage.rec.model, state.changes));
+        struct qk_io *mem = NULL;
+        builder_init(&b, &history);
+        if (builder_make(&b, state, &mem) < 0)
+            abort();
+        good = verify_image(mem, &opts, run->text, TEXT) ||
+               bad(run, "after a crash on the way: ", run->text);
+        io_close(mem, NULL);
+        builder_free(&b);
+    }
+    history_free(&history);
+    return good;
+}
+
+static bool drive(struct run *run)
+{
+    struct stage *stage = &run->stage;
+    if (inject(stage->fault, &run->plan) < 0)
+        abort();
+    int begun = stage_begin(stage);
+    if (begun == 0)
+        run->tally->w->run(&stage->rec);
+    else
+        stage->rec.errors++;
+    bool reported = was_reported(run);
+    if (fault_injected(stage->fault, ~0u)) {
+        atomic_fetch_add(&run->tally->hit, 1);
+        if (run->plan.event)
+            run->tally->event_hit[run->index / EVENT_VARIANTS] = true;
+    }
+    fault_clear(stage->fault);
+    if (!reported)
+        return bad(run, "the error did not reach the caller", "");
+    bool unborn = begun < 0 && stage->rec.w->logs_creation;
+    return (run->index % 2 && !unborn ? recovers(run) : dies(run)) && survives_crashes(run);
+}
+
+static void *work(void *arg)
+{
+    struct tally *t = arg;
+    for (;;) {
+        size_t index = atomic_fetch_add(&t->next, 1);
+        if (index >= t->runs)
+            return NULL;
+        if (t->settings->one_run >= 0 && index != (size_t)t->settings->one_run)
+            continue;
+        struct run run = {.tally = t, .index = index, .plan = make_plan(t, index)};
+        if (stage_set(&run.stage, t->w, true) < 0)
+            abort();
+        run.stage.rec.whole_sectors = true;
+        if (drive(&run))
+            atomic_fetch_add(&t->passed, 1);
+        stage_strike(&run.stage);
+    }
+}
+
+/* ---- one workload after the other ---- */
+
+/* Requests of a run without faults. */
+static uint64_t count_requests(const struct workload *w)
+{
+    struct stage stage;
+    if (stage_set(&stage, w, true) < 0)
+        abort();
+    stage.rec.whole_sectors = true;
+    fault_fail_nth(stage.fault, &(struct fault_nth){0});
+    if (stage_begin(&stage) < 0)
+        printf("%s: does not begin: %s\n", w->name, stage.rec.error.text);
+    w->run(&stage.rec);
+    recorder_close(&stage.rec);
+    uint64_t count = fault_counted(stage.fault);
+    if (stage.rec.errors)
+        printf("%s: %u errors without faults: %s\n", w->name, stage.rec.errors,
+               stage.rec.error.text);
+    stage_strike(&stage);
+    return count;
+}
+
+static void run_workload(struct tally *t)
+{
+    unsigned jobs = t->settings->jobs;
+    uint64_t requests = count_requests(t->w);
+    CLEANUP_FREE pthread_t *threads = calloc(jobs, sizeof(*threads));
+    while (fault_event_name(t->events))
+        t->events++;
+    t->runs = t->events * EVENT_VARIANTS +
+              (size_t)div_round_up(requests, t->settings->every) * NTH_VARIANTS;
+    for (unsigned i = 0; i < jobs; i++) {
+        if (pthread_create(&threads[i], NULL, work, t) != 0)
+            abort();
+    }
+    for (unsigned i = 0; i < jobs; i++)
+        pthread_join(threads[i], NULL);
+    printf("%-20s %6llu requests %6zu runs %6zu with faults %4zu failed\n", t->w->name,
+           (unsigned long long)requests, t->passed + t->failed, (size_t)t->hit, (size_t)t->failed);
+}
+
+static void parse(struct settings *s, int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"jobs", required_argument, NULL, 'j'},   {"every", required_argument, NULL, 'e'},
+        {"states", required_argument, NULL, 'n'}, {"workload", required_argument, NULL, 'w'},
+        {"run", required_argument, NULL, 'r'},    {NULL, 0, NULL, 0},
+    };
+    for (int c; (c = getopt_long(argc, argv, "", options, NULL)) >= 0;) {
+        if (c == 'j')
+            s->jobs = (unsigned)strtoul(optarg, NULL, 0);
+        else if (c == 'e')
+            s->every = (unsigned)strtoul(optarg, NULL, 0);
+        else if (c == 'n')
+            s->states = (unsigned)strtoul(optarg, NULL, 0);
+        else if (c == 'w')
+            s->only = optarg;
+        else if (c == 'r')
+            s->one_run = strtol(optarg, NULL, 0);
+        else
+            exit(2);
+    }
+}
+
+static void report_events(const atomic_bool *event_hit)
+{
+    printf("events that no workload met:");
+    for (size_t i = 0; fault_event_name(i); i++) {
+        if (!event_hit[i])
+            printf(" %s", fault_event_name(i));
+    }
+    printf("\n");
+}
+
+int main(int argc, char **argv)
+{
+    struct settings settings = {
+        .jobs = (unsigned)sysconf(_SC_NPROCESSORS_ONLN), .every = 1, .states = 1, .one_run = -1};
+    static atomic_bool event_hit[100];
+    size_t passed = 0, failed = 0;
+    parse(&settings, argc, argv);
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    for (size_t i = 0; i < workload_count; i++) {
+        if (settings.only && strcmp(settings.only, workloads[i].name) != 0)
+            continue;
+        struct tally t = {.w = &workloads[i], .settings = &settings, .event_hit = event_hit};
+        run_workload(&t);
+        passed += t.passed;
+        failed += t.failed;
+    }
+    report_events(event_hit);
+    printf("%zu passed, %zu failed\n", passed, failed);
+    return failed || !passed;
+}
