@@ -62,7 +62,7 @@ compare --force-share flag
 compare --image-opts flag
 compare --object object
 compare -p flag
-compare --progress-fd number
+compare --progress-fd descriptor
 compare -q flag
 convert -h flag
 convert --help flag
@@ -92,7 +92,7 @@ convert -U flag
 convert --force-share flag
 convert --object object
 convert -p flag
-convert --progress-fd number
+convert --progress-fd descriptor
 convert -q flag
 create -h flag
 create --help flag

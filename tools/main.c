@@ -6,6 +6,7 @@
 #include "common/faces.h"
 #include "common/report.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,8 +40,23 @@ static int run_face(int argc, char **argv)
     return img_main(argc, argv);
 }
 
+/*
+ * Called with one of the standard descriptors closed, the first file that is opened would get its
+ * number, and a message would be written into an image.
+ */
+static bool hold_standard_descriptors(void)
+{
+    for (int fd = 0; fd <= 2; fd++) {
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
+            return false;
+    }
+    return true;
+}
+
 int main(int argc, char **argv)
 {
+    if (!hold_standard_descriptors())
+        return EXIT_FAILURE;
     int status = run_face(argc, argv);
     bool lost = ferror(stdout) != 0;
     if (fclose(stdout) || lost) {

@@ -52,9 +52,10 @@ void opts_help(const struct cmd_desc *desc)
 }
 
 static const char *const kind_names[] = {
-    [OPT_KIND_FLAG] = "flag",     [OPT_KIND_TEXT] = "text",     [OPT_KIND_SIZE] = "size",
-    [OPT_KIND_NUMBER] = "number", [OPT_KIND_OBJECT] = "object", [OPT_KIND_OUTPUT] = "output",
-    [OPT_KIND_FORMAT] = "format", [OPT_KIND_CACHE] = "cache",   [OPT_KIND_FILE] = "file",
+    [OPT_KIND_FLAG] = "flag",        [OPT_KIND_TEXT] = "text",     [OPT_KIND_SIZE] = "size",
+    [OPT_KIND_NUMBER] = "number",    [OPT_KIND_OBJECT] = "object", [OPT_KIND_OUTPUT] = "output",
+    [OPT_KIND_OUTFD] = "descriptor", [OPT_KIND_FORMAT] = "format", [OPT_KIND_CACHE] = "cache",
+    [OPT_KIND_FILE] = "file",
 };
 
 static void list_spelling(const struct cmd_desc *desc, const char *spelling,

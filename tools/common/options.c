@@ -8,6 +8,7 @@
 #include "common/report.h"
 #include "common/units.h"
 
+#include <fcntl.h>
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
@@ -63,6 +64,19 @@ static const struct opt_desc *find(const struct opt_desc *table, int id)
     return table;
 }
 
+/*
+ * This comes before any image is opened: a number that is free now would be that of an image
+ * later, and what is meant for the caller would be written into it.
+ */
+static bool check_descriptor(uint64_t fd)
+{
+    int mode = fcntl((int)fd, F_GETFL);
+    if (mode >= 0 && (mode & O_ACCMODE) != O_RDONLY)
+        return true;
+    report_error("Descriptor %d is not open for writing", (int)fd);
+    return false;
+}
+
 /* Checks one value by its kind. False: reported. */
 static bool check_value(const struct opt_desc *desc, struct opt_value *value)
 {
@@ -71,6 +85,9 @@ static bool check_value(const struct opt_desc *desc, struct opt_value *value)
         return !size_parse(desc->noun, value->text, desc->min, desc->max, &value->number);
     case OPT_KIND_NUMBER:
         return !number_parse(desc->noun, value->text, desc->min, desc->max, &value->number);
+    case OPT_KIND_OUTFD:
+        return !number_parse(desc->noun, value->text, desc->min, desc->max, &value->number) &&
+               check_descriptor(value->number);
     case OPT_KIND_OBJECT:
         return object_accept(value->text);
     case OPT_KIND_OUTPUT:

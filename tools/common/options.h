@@ -52,6 +52,7 @@ enum opt_kind {
     OPT_KIND_FORMAT, /* text; completed as a format name */
     OPT_KIND_CACHE,  /* text; completed as a cache mode */
     OPT_KIND_FILE,   /* text; completed as a file name */
+    OPT_KIND_OUTFD,  /* number of a descriptor that is open for writing; needs noun */
 };
 
 struct opt_desc {
@@ -93,7 +94,7 @@ struct opt_desc {
 #define OPT_ROW_PROGRESS_FD                                                                        \
     {                                                                                              \
         OPT_PROGRESS_FD, "progress-fd", "N", "write progress as JSON lines to descriptor N",       \
-            OPT_KIND_NUMBER, "progress descriptor", 0, 65535, NULL                                 \
+            OPT_KIND_OUTFD, "progress descriptor", 0, 65535, NULL                                  \
     }
 #define OPT_ROW_OUTPUT                                                                             \
     {                                                                                              \
