@@ -77,24 +77,12 @@ static int edit_l2(struct check *c, struct qk_error *err)
     return 0;
 }
 
-static int edit_header(struct check *c, struct qk_error *err)
-{
-    uint8_t field[8];
-    store_be64(field, c->h->autoclear & ~(uint64_t)AUTOCLEAR_DATA_FILE_RAW);
-    const struct finding f = {PROBLEM_AUTOCLEAR_RAW, HEADER_AUTOCLEAR_OFF, QK_OFFSET_NONE, 0,
-                              c->h->autoclear};
-    int ret = io_write(c->file, HEADER_AUTOCLEAR_OFF, field, sizeof(field), 0, err);
-    if (ret == 0)
-        sink_repaired(&c->sink, &f);
-    return ret;
-}
-
 int apply_edits(struct check *c, struct qk_error *err)
 {
     static const struct {
         enum action action;
         int (*edit)(struct check *c, struct qk_error *err);
-    } edits[] = {{ACT_EDIT_HEADER, edit_header}, {ACT_EDIT_L1, edit_l1}, {ACT_EDIT_L2, edit_l2}};
+    } edits[] = {{ACT_EDIT_HEADER, header_edit}, {ACT_EDIT_L1, edit_l1}, {ACT_EDIT_L2, edit_l2}};
     bool any = false;
     for (size_t i = 0; i < ARRAY_SIZE(edits); i++) {
         if (!(c->actions & edits[i].action))

@@ -28,6 +28,7 @@ DEFINE_VECTOR(u64_vec, uint64_t)
 
 /* Header fields that a repair writes (section "Header"): the table's offset and clusters together.
  */
+#define HEADER_BACKING_OFF   8u
 #define HEADER_REFTABLE_OFF  48u
 #define HEADER_AUTOCLEAR_OFF 88u
 
@@ -142,6 +143,11 @@ struct sweep {
 int sweep_ranges(struct check *c, const struct sweep *sweep, struct qk_error *err);
 /* Counts a reference to each cluster for each of the ranges that touches it. */
 int cover_ranges(struct check *c, struct u64_vec *ranges, struct qk_error *err);
+
+/* ---- header.c ---- */
+
+int header_collect(struct check *c, struct qk_error *err);
+int header_edit(struct check *c, struct qk_error *err);
 
 /* ---- roots.c, snapshots.c, bitmaps.c ---- */
 

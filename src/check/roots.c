@@ -162,16 +162,6 @@ static int crypto_collect(struct check *c, struct qk_error *err)
     return count_root(c, &root, err);
 }
 
-static int header_collect(struct check *c, struct qk_error *err)
-{
-    if ((c->h->autoclear & AUTOCLEAR_DATA_FILE_RAW) && !c->data_file) {
-        const struct finding f = {PROBLEM_AUTOCLEAR_RAW, HEADER_AUTOCLEAR_OFF, QK_OFFSET_NONE, 0,
-                                  c->h->autoclear};
-        sink_found(&c->sink, &f);
-    }
-    return count_inside(c, 0, c->g->cluster_bytes, err);
-}
-
 static int snapshot_l1_collect(struct check *c, struct qk_error *err)
 {
     int ret = cover_ranges(c, &c->snapshot_l1, err);
