@@ -20,8 +20,10 @@ static bool zero_entry(void *opaque, uint64_t index, struct l2_entry old, struct
     (void)index;
     enum cluster_kind kind = l2_entry_kind(&z->img->g, old, 0);
     bool has_host = kind == CLUSTER_NORMAL || kind == CLUSTER_ZERO_ALLOC;
-    bool drop = kind == CLUSTER_COMPRESSED || (z->unmap && has_host);
-    entry->raw = (drop ? 0 : old.raw) | ENTRY_ZERO;
+    /* Version 2 has no zero flag: unallocated reads as zero (there is no backing file then). */
+    bool v2 = z->img->h.version < 3;
+    bool drop = kind == CLUSTER_COMPRESSED || ((z->unmap || v2) && has_host);
+    entry->raw = (drop ? 0 : old.raw) | (v2 ? 0 : ENTRY_ZERO);
     return true;
 }
 
@@ -37,14 +39,27 @@ static bool discard_entry(void *opaque, uint64_t index, struct l2_entry old, str
     return true;
 }
 
+/* Changes entries from off on. What is unallocated and reads as zero already is left out where the
+ * change would leave it so: no table is made for it. */
 static int change_range(struct image *img, guest_off_t off, uint64_t clusters, l2_change_fn fn,
                         void *opaque, struct qk_error *err)
 {
+    bool skip = !img->backing && (fn == discard_entry || img->h.version < 3);
     int ret = 0;
     for (uint64_t done = 0; done < clusters && ret == 0;) {
         uint64_t n = min_u64(clusters - done, CHANGE_MAX_CLUSTERS);
         guest_off_t at = guest_off(off.v + (done << img->g.cluster_bits));
-        ret = l2_change(img, at, n, fn, opaque, err);
+        struct map_extent ext = {.kind = CLUSTER_NORMAL};
+        if (skip)
+            ret = image_map(img, at, n << img->g.cluster_bits, &ext, err);
+        if (ret == 0 && ext.kind == CLUSTER_UNALLOCATED) {
+            done += div_round_up(ext.len, img->g.cluster_bytes);
+            continue;
+        }
+        if (ret == 0 && skip)
+            n = div_round_up(ext.len, img->g.cluster_bytes);
+        if (ret == 0)
+            ret = l2_change(img, at, n, fn, opaque, err);
         if (ret == 0)
             ret = image_throttle(img, err);
         done += n;
@@ -129,7 +144,7 @@ static int zero_part(struct image *img, uint64_t off, uint64_t len, unsigned fla
 int image_zero_held(struct image *img, guest_off_t off, uint64_t len, unsigned flags,
                     struct qk_error *err)
 {
-    if (img->h.version < 3) {
+    if (img->h.version < 3 && img->backing) {
         if (flags & IO_ZERO_NO_FALLBACK)
             return qk_fail(err, -ENOTSUP, "version 2 images have no zero clusters");
         return write_zero_bytes(img, off.v, len, err);
