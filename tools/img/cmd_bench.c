@@ -254,7 +254,7 @@ static double now(void)
 static void note_times(struct bench *b, double began, double ended)
 {
     pthread_mutex_lock(&b->lock);
-    if (!b->ended || began < b->began)
+    if (b->ended == 0 || began < b->began)
         b->began = began;
     if (ended > b->ended)
         b->ended = ended;
