@@ -55,7 +55,7 @@ asan:
 tsan:
 	$(MAKE) all BUILD=build-tsan SETUP='$(sanitize) -Db_sanitize=thread'
 	scripts/deps check
-	tests/run --build build-tsan --jobs $(JOBS) --only thread
+	tests/run --build build-tsan --jobs $(JOBS) --only model_threads,concurrency,jobs,conformance/chain
 
 clean:
 	rm -rf build build-asan build-tsan
