@@ -179,14 +179,15 @@ static int preallocate(struct image *img, uint64_t first, uint64_t end, enum qk_
 
 /* ---- the disk ---- */
 
+/* A backing file longer than the disk would show in what is added. All of that becomes zero, as in
+ * QEMU: the backing file may grow further one day. */
 static int hide_backing(struct image *img, uint64_t old_size, uint64_t size, struct qk_error *err)
 {
     uint64_t backing_size = 0;
     int ret = img->backing ? io_size(img->backing, &backing_size, err) : 0;
-    uint64_t end = min_u64(size, backing_size);
-    if (ret < 0 || end <= old_size)
+    if (ret < 0 || backing_size <= old_size)
         return ret;
-    return image_zero_held(img, guest_off(old_size), end - old_size, 0, err);
+    return image_zero_held(img, guest_off(old_size), size - old_size, 0, err);
 }
 
 static int grow_held(struct image *img, uint64_t size, enum qk_prealloc prealloc,
