@@ -170,7 +170,6 @@ static int copy_table(struct image *img, uint64_t from, uint64_t to, struct qk_e
     CLEANUP_FREE uint8_t *buf = aligned_alloc(4096, round_up(img->g.cluster_bytes, 4096));
     if (!buf)
         return qk_fail_nomem(err);
-    io_event(img->file, "l2_alloc_cow_read");
     for (uint32_t at = 0; at < img->g.cluster_bytes; at += img->l2.slice_bytes) {
         struct slice *s;
         int ret = cache_get(&img->l2, from + at, &s, err);
@@ -192,12 +191,11 @@ static int fill_table(struct image *img, struct cluster_run run, uint64_t old, s
     int ret = overlap_check(img, 0, off, img->g.cluster_bytes, err);
     if (ret < 0)
         return ret;
-    if (old) {
+    io_event(img->file, old ? "l2_alloc_cow_read" : "l2_alloc_write");
+    if (old)
         ret = copy_table(img, old, off, err);
-    } else if (!run.fresh) {
-        io_event(img->file, "l2_alloc_write");
+    else if (!run.fresh)
         ret = io_zero_or_write(img->file, off, img->g.cluster_bytes, 0, err);
-    }
     image_note_unsynced(img);
     return ret;
 }
