@@ -36,7 +36,7 @@ static struct qk_error last_error;
     qk_create((name_), (format_), (const char *const[]){__VA_ARGS__, NULL}, &last_error)
 
 struct opening {
-    char begin; /* lets the macros below take no member at all */
+    char begin, end; /* let the macros below take no member at all */
     const char *format;
     unsigned flags;
     enum qk_policy policy;
@@ -55,7 +55,8 @@ static inline struct qk_disk *open_disk(const char *name, struct opening how)
     last_error = (struct qk_error){0};
     return qk_disk_open(name, &opts, &disk, &last_error) == 0 ? disk : NULL;
 }
-#define OPEN(name_, ...) open_disk((name_), (struct opening){0, __VA_ARGS__})
+#define OPEN(...) OPEN_AS(__VA_ARGS__, .end = 0)
+#define OPEN_AS(name_, ...) open_disk((name_), (struct opening){0, __VA_ARGS__})
 #define OPTIONS(...)                                                                               \
     (const char *const[])                                                                          \
     {                                                                                              \
@@ -71,7 +72,8 @@ static inline void expect_refused(const char *name, struct opening how, int code
     CHECK_STR(last_error.text, text);
     qk_disk_close(disk, NULL);
 }
-#define REFUSED(name_, code_, text_, ...)                                                          \
+#define REFUSED(...) REFUSED_AS(__VA_ARGS__, .end = 0)
+#define REFUSED_AS(name_, code_, text_, ...)                                                       \
     expect_refused((name_), (struct opening){0, __VA_ARGS__}, (code_), (text_))
 
 static inline int fill(struct qk_disk *disk, uint64_t off, size_t len, int byte)
