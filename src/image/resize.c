@@ -194,8 +194,6 @@ static int grow_held(struct image *img, uint64_t size, enum qk_prealloc prealloc
                      struct qk_error *err)
 {
     uint64_t old_size = image_size(img);
-    if (prealloc != QK_PREALLOC_OFF && img->backing)
-        return qk_fail(err, -ENOTSUP, "Preallocation can't be combined with a backing file");
     int ret = image_begin_writing(img, err);
     if (ret == 0)
         ret = l1_grow(img, geometry_l1_entries(&img->g, size), err);
