@@ -99,6 +99,18 @@ static int set_limits(struct node *node, struct open_request *req, struct qk_err
     return count ? fault_set_limits(node->store, limits, count, err) : 0;
 }
 
+static int name_after(struct node *node, const struct node *image, const char *config)
+{
+    if (image->base_name && !(node->base_name = strdup(image->base_name)))
+        return -ENOMEM;
+    if (!image->exact_name)
+        return 0;
+    if (asprintf(&node->exact_name, "blkdebug:%s:%s", config ? config : "", image->exact_name) >= 0)
+        return 0;
+    node->exact_name = NULL;
+    return -ENOMEM;
+}
+
 static int blkdebug_open(struct node *node, struct open_request *req, struct qk_error *err)
 {
     struct node *image;
@@ -107,10 +119,11 @@ static int blkdebug_open(struct node *node, struct open_request *req, struct qk_
     if (ret < 0)
         return ret;
     node->debugged = image;
-    node->base_name = image->base_name ? strdup(image->base_name) : NULL;
-    const char *exact = image->exact_name;
-    if (exact && asprintf(&node->exact_name, "blkdebug:%s:%s", config ? config : "", exact) < 0)
-        node->exact_name = NULL;
+    ret = name_after(node, image, config);
+    if (ret < 0) {
+        node_close(image, NULL);
+        return qk_fail_nomem(err);
+    }
     ret = io_fault_open(&image->io, config, &node->store, err); /* owns image from here on */
     if (ret == 0)
         ret = add_rules(node, req, "inject-error", err);

@@ -35,8 +35,11 @@ static struct qk_error last_error;
 #define MAKE(name_, format_, ...)                                                                  \
     qk_create((name_), (format_), (const char *const[]){__VA_ARGS__, NULL}, &last_error)
 
+/* How to open what; for a refusal also the code and the text to expect. */
 struct opening {
-    char begin, end; /* let the macros below take no member at all */
+    const char *name;
+    int code;
+    const char *text;
     const char *format;
     unsigned flags;
     enum qk_policy policy;
@@ -44,7 +47,7 @@ struct opening {
 };
 
 /* NULL on failure, with last_error. */
-static inline struct qk_disk *open_disk(const char *name, struct opening how)
+static inline struct qk_disk *open_disk(struct opening how)
 {
     struct qk_open_options opts = QK_OPEN_OPTIONS_INIT;
     struct qk_disk *disk = NULL;
@@ -53,10 +56,9 @@ static inline struct qk_disk *open_disk(const char *name, struct opening how)
     opts.policy = how.policy;
     opts.options = how.options;
     last_error = (struct qk_error){0};
-    return qk_disk_open(name, &opts, &disk, &last_error) == 0 ? disk : NULL;
+    return qk_disk_open(how.name, &opts, &disk, &last_error) == 0 ? disk : NULL;
 }
-#define OPEN(...) OPEN_AS(__VA_ARGS__, .end = 0)
-#define OPEN_AS(name_, ...) open_disk((name_), (struct opening){0, __VA_ARGS__})
+#define OPEN(...) open_disk((struct opening){.name = __VA_ARGS__})
 #define OPTIONS(...)                                                                               \
     (const char *const[])                                                                          \
     {                                                                                              \
@@ -64,17 +66,15 @@ static inline struct qk_disk *open_disk(const char *name, struct opening how)
     }
 
 /* Opens, expects that to fail with this code and text. */
-static inline void expect_refused(const char *name, struct opening how, int code, const char *text)
+static inline void expect_refused(struct opening how)
 {
-    struct qk_disk *disk = open_disk(name, how);
+    struct qk_disk *disk = open_disk(how);
     CHECK(!disk);
-    CHECK_EQ(last_error.code, code);
-    CHECK_STR(last_error.text, text);
+    CHECK_EQ(last_error.code, how.code);
+    CHECK_STR(last_error.text, how.text);
     qk_disk_close(disk, NULL);
 }
-#define REFUSED(...) REFUSED_AS(__VA_ARGS__, .end = 0)
-#define REFUSED_AS(name_, code_, text_, ...)                                                       \
-    expect_refused((name_), (struct opening){0, __VA_ARGS__}, (code_), (text_))
+#define REFUSED(...) expect_refused((struct opening){.name = __VA_ARGS__})
 
 static inline int fill(struct qk_disk *disk, uint64_t off, size_t len, int byte)
 {

@@ -111,7 +111,7 @@ static void test_existing_file(void)
     CHECK(MAKE("old", "qcow2", "size=1M", "cluster_size=1000") < 0);
     CHECK_EQ(file_bytes("old"), 8);
     CHECK_OK(MAKE("old", "qcow2", "size=1M"));
-    struct qk_disk *disk = open_disk("old", (struct opening){0});
+    struct qk_disk *disk = OPEN("old");
     CHECK(disk && holds(disk, 0, MIB, 0));
     CHECK_OK(qk_disk_close(disk, &last_error));
     put_file("old", "precious", 8, 4096);
