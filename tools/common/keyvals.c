@@ -47,6 +47,11 @@ bool keyvals_add_list(struct keyvals *list, const char *text)
     return true;
 }
 
+void keyvals_add_item(struct keyvals *list, const char *item)
+{
+    append(list, xstrdup(item));
+}
+
 void keyvals_add(struct keyvals *list, const char *key, const char *value)
 {
     append(list, xprintf("%s=%s", key, value));

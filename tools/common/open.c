@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const struct {
@@ -40,10 +41,6 @@ int image_request_from(const struct opts *opts, struct image_request *request)
         .flags = opts_given(opts, 'U') ? QK_OPEN_FORCE_SHARE : 0,
         .quiet = opts_given(opts, 'q'),
     };
-    if (request->format && request->image_opts) {
-        report_error("--image-opts and --format are mutually exclusive");
-        return 1;
-    }
     return -1;
 }
 
@@ -56,37 +53,35 @@ int cache_mode_option(const struct opts *opts, int id, const char *fallback, uns
     return 1;
 }
 
-/* A bare key stands for key=on, "nokey" for key=off is not offered; qemu warns the same way. */
+/* A bare key stands for key=on; "nokey" for key=off is not offered. qemu warns the same way. */
 void keyvals_complete(struct keyvals *list)
 {
-    struct keyvals full = {0};
     for (size_t i = 0; i < list->count; i++) {
-        const char *item = list->item[i], *equals = strchr(item, '=');
-        if (!equals) {
-            report_warning("short-form boolean option '%s' deprecated", item);
-            fprintf(stderr, "Please use %s=on instead\n", item);
-            keyvals_add(&full, item, "on");
+        char *item = list->item[i];
+        if (strchr(item, '='))
             continue;
-        }
-        TEXT_CLEANUP char *key = xprintf("%.*s", (int)(equals - item), item);
-        keyvals_add(&full, key, equals + 1);
+        report_warning("short-form boolean option '%s' deprecated", item);
+        fprintf(stderr, "Please use %s=on instead\n", item);
+        list->item[i] = xprintf("%s=on", item);
+        free(item);
     }
-    keyvals_free(list);
-    *list = full;
 }
 
-/* The first item without a key names an open node in qemu; a program of its own has none. */
+/* A first item without a key names an open node in qemu; a program of its own has none. */
 static int parse_image_options(const char *name, struct keyvals *list)
 {
-    bool reference = name[strcspn(name, "=,")] != '=';
-    if (reference || !keyvals_add_list(list, name)) {
-        int length = (int)strcspn(name, ",");
-        report_error("Could not open '%s': Cannot find device='%.*s' nor node-name='%.*s'", name,
-                     length, name, length, name);
-        return -EINVAL;
-    }
+    if (!*name)
+        return 0;
+    int length = (int)strcspn(name, ",");
+    bool reference = !memchr(name, '=', (size_t)length);
+    const char *rest = name + length + (name[length] == ',');
+    bool malformed = !keyvals_add_list(list, reference ? rest : name);
     keyvals_complete(list);
-    return 0;
+    if (!reference && !malformed)
+        return 0;
+    report_error("Could not open '%s': Cannot find device='%.*s' nor node-name='%.*s'", name,
+                 length, name, length, name);
+    return -EINVAL;
 }
 
 /* A raw image that is only taken for one: a guest could make it look like something else. */
@@ -104,26 +99,35 @@ void warn_probed_raw(struct qk_disk *disk)
             info.name);
 }
 
+/* What --image-opts and the command itself give as options. */
+static int gather_options(const char *name, const struct image_request *request,
+                          struct keyvals *list)
+{
+    if (request->image_opts && request->format) {
+        report_error("--image-opts and --format are mutually exclusive");
+        return -EINVAL;
+    }
+    int ret = request->image_opts ? parse_image_options(name, list) : 0;
+    if (ret)
+        return ret;
+    for (size_t i = 0; request->options && request->options[i]; i++)
+        keyvals_add_item(list, request->options[i]);
+    return 0;
+}
+
 int open_image(const char *name, const struct image_request *request, struct qk_disk **out)
 {
     KEYVALS_CLEANUP struct keyvals list = {0};
+    int ret = gather_options(name, request, &list);
+    if (ret)
+        return ret;
     struct qk_error err = {0};
-    if (request->image_opts) {
-        int ret = parse_image_options(name, &list);
-        if (ret)
-            return ret;
-    }
-    for (size_t i = 0; request->options && request->options[i]; i++) {
-        const char *item = request->options[i], *equals = strchr(item, '=');
-        TEXT_CLEANUP char *key = xprintf("%.*s", (int)(equals ? equals - item : 0), item);
-        keyvals_add(&list, key, equals ? equals + 1 : "");
-    }
     struct qk_open_options options = QK_OPEN_OPTIONS_INIT;
     options.flags = request->flags;
     options.format = request->format;
     options.options = (const char *const *)list.item;
     options.snapshot = request->snapshot;
-    int ret = qk_disk_open(request->image_opts ? NULL : name, &options, out, &err);
+    ret = qk_disk_open(request->image_opts ? NULL : name, &options, out, &err);
     if (ret)
         report_failure(&err, "Could not open '%s'", name);
     else if (request->flags & QK_OPEN_RDWR)

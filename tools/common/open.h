@@ -21,8 +21,9 @@ struct image_request {
 bool cache_mode_flags(const char *mode, unsigned *flags);
 
 /*
- * Fills *request from the shared rows -f, --image-opts, -U and -q. Cache modes are the command's
- * business, see cache_mode_option(). Returns -1 to go on or an exit status (the error printed).
+ * Fills *request from the shared rows -f, --image-opts, -U and -q (open_image judges them). Cache
+ * modes are the command's business, see cache_mode_option(). Returns -1 to go on or an exit status
+ * (the error printed).
  */
 int image_request_from(const struct opts *opts, struct image_request *request);
 

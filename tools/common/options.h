@@ -172,6 +172,7 @@ struct keyvals {
  * (an empty item), nothing added. */
 bool keyvals_add_list(struct keyvals *list, const char *text);
 /* Adds "key=value" without any escape. */
+void keyvals_add_item(struct keyvals *list, const char *item);
 void keyvals_add(struct keyvals *list, const char *key, const char *value);
 /* Value of the last item with that key; "" for a bare key; NULL when not there. */
 const char *keyvals_get(const struct keyvals *list, const char *key);
