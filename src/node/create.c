@@ -261,7 +261,7 @@ static int make_raw(struct qk_io *file, const struct create_params *params, stru
     }
     int ret = io_size(file, &size, err);
     if (ret == 0 && size < params->size_bytes)
-        ret = qk_fail(err, -ENOSPC, "Device is too small");
+        ret = qk_fail(err, -ENOSPC, "Cannot grow device files");
     return ret;
 }
 

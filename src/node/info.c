@@ -150,13 +150,31 @@ int qk_disk_snapshot(struct qk_disk *disk, uint32_t index, struct qk_snapshot_in
 
 /* ---- size -------------------------------------------------------------------------------- */
 
+/* A device has the size it has; to ask for that is no change. */
+static int resize_device(const struct node *node, uint64_t size, struct qk_error *err)
+{
+    if (size == node_size(node))
+        return 0;
+    return qk_fail(err, -ENOTSUP, "Cannot resize device files");
+}
+
+static const struct node *bottom_of(const struct node *node)
+{
+    while (node->file)
+        node = node->file;
+    return node;
+}
+
 static int change_size(struct node *node, uint64_t size, enum qk_prealloc prealloc, unsigned flags,
                        struct qk_error *err)
 {
     if (node->image)
         return image_resize(node->image, size, prealloc, flags, err);
-    if (!node->io.ops->resize)
+    const struct node *bottom = bottom_of(node);
+    if (!node->io.ops->resize || !bottom->io.ops->resize)
         return qk_fail(err, -ENOTSUP, "Image format driver does not support resize");
+    if (bottom->driver == &host_device_driver && !node->raw_sized)
+        return resize_device(node, size, err);
     /* a raw file is shared with other writers as QEMU does, but not while its length changes */
     int ret = node_lock_also(node, ROLE_DISK, IO_PERM_RESIZE, err);
     if (ret < 0)
