@@ -7,14 +7,17 @@
 #include "common/open.h"
 #include "common/report.h"
 #include "common/rows.h"
+#include "img/check_findings.h"
 #include "img/commands.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 enum { OPT_EXPLAIN = OPT_LOCAL };
+#define LOOKS_WHEN_SHARED 4
 enum { STATUS_OK = 0, STATUS_FAILED = 1, STATUS_CORRUPT = 2, STATUS_LEAKS = 3, STATUS_NONE = 63 };
 
 static const struct opt_desc options[] = {
@@ -58,59 +61,6 @@ const struct cmd_desc desc_check = {
     .examples = examples,
     .statuses = statuses,
 };
-
-/* ---- findings ---- */
-
-#define MAX_EXPLAINED 256
-
-struct findings {
-    bool explain;
-    const char *seen[MAX_EXPLAINED]; /* by number: explained already */
-};
-
-static const char *repair_text(enum qk_repair repair)
-{
-    switch (repair) {
-    case QK_REPAIR_SAFE:
-        return "-r repairs it without loss";
-    case QK_REPAIR_LOSSY:
-        return "a repair gives up what is damaged; -r leaves it alone";
-    case QK_REPAIR_ASK:
-        return "a repair needs a decision; -r leaves it alone";
-    case QK_REPAIR_NONE:
-        break;
-    }
-    return "it cannot be repaired in the image";
-}
-
-static void print_place(const struct qk_problem *p)
-{
-    fprintf(stderr, "    [%" PRIu32 "] %s in the %s", p->number, p->name, p->structure);
-    if (p->file_off != QK_OFFSET_NONE)
-        fprintf(stderr, " at offset 0x%" PRIx64, p->file_off);
-    if (p->guest_off != QK_OFFSET_NONE)
-        fprintf(stderr, ", guest offset 0x%" PRIx64, p->guest_off);
-    fputc('\n', stderr);
-}
-
-static void on_problem(void *opaque, const struct qk_problem *p)
-{
-    struct findings *f = opaque;
-    fprintf(stderr, "%s\n", p->text);
-    if (!f->explain)
-        return;
-    print_place(p);
-    if (p->number >= MAX_EXPLAINED || f->seen[p->number])
-        return;
-    f->seen[p->number] = p->name;
-    fprintf(stderr, "    %s\n    Repair: %s.\n", p->explanation, repair_text(p->repair));
-}
-
-static void on_message(void *opaque, const char *line)
-{
-    (void)opaque;
-    fprintf(stderr, "%s\n", line);
-}
 
 /* ---- results ---- */
 
@@ -180,11 +130,12 @@ static void print_json(const struct qk_check_result *r, struct qk_disk *disk, co
 /* ---- the command ---- */
 
 struct check_run {
+    struct image_request request;
     struct qk_disk *disk;
     const char *name;
     unsigned fix;
     bool quiet, json;
-    struct findings findings;
+    struct check_findings findings;
     struct qk_check_result result;
 };
 
@@ -192,8 +143,8 @@ static int check_once(struct check_run *run, unsigned fix, struct qk_error *err)
 {
     struct qk_check_options check = QK_CHECK_OPTIONS_INIT;
     check.fix = fix;
-    check.on_problem = on_problem;
-    check.on_message = on_message;
+    check.on_problem = findings_on_problem;
+    check.on_message = findings_on_message;
     check.opaque = &run->findings;
     run->result = (struct qk_check_result)QK_CHECK_RESULT_INIT;
     return qk_disk_check(run->disk, &check, &run->result, err);
@@ -219,18 +170,55 @@ static int check_again(struct check_run *run, struct qk_error *err)
     return ret;
 }
 
+/* The same look once more, from the header on; what was found before and is not now is forgotten.
+ */
+static int look_again(struct check_run *run, struct qk_error *err)
+{
+    struct check_findings before = run->findings;
+    run->findings = (struct check_findings){.explain = before.explain, .hold = true};
+    drop_image(&run->disk);
+    int ret = open_image(run->name, &run->request, &run->disk);
+    if (ret == 0)
+        ret = check_once(run, 0, err);
+    if (ret == 0)
+        findings_keep_common(&run->findings, &before, &run->result);
+    findings_free(&before);
+    return ret;
+}
+
+/* An image that another program may be writing: findings are believed when they last. */
+static int check_shared(struct check_run *run, struct qk_error *err)
+{
+    const struct timespec pause = {0, 50 * 1000 * 1000};
+    run->findings.hold = true;
+    int ret = check_once(run, 0, err);
+    for (int i = 0; ret == 0 && i < LOOKS_WHEN_SHARED && run->findings.count; i++) {
+        nanosleep(&pause, NULL);
+        ret = look_again(run, err);
+    }
+    findings_print(&run->findings);
+    return ret;
+}
+
+static int check_all(struct check_run *run, struct qk_error *err)
+{
+    if (run->request.flags & QK_OPEN_FORCE_SHARE)
+        return check_shared(run, err);
+    int ret = check_once(run, run->fix, err);
+    return ret < 0 ? ret : check_again(run, err);
+}
+
 static int run_check(struct check_run *run)
 {
     struct qk_error err = {0};
-    int ret = check_once(run, run->fix, &err);
+    int ret = check_all(run, &err);
     if (ret == -ENOTSUP) {
         report_error("This image format does not support checks");
         return STATUS_NONE;
     }
-    if (ret == 0)
-        ret = check_again(run, &err);
     if (ret < 0) {
-        report_failure(&err, "Check failed");
+        if (run->disk) /* else the message of the failed opening is there */
+            report_failure(&err, "Check failed");
         return STATUS_FAILED;
     }
     const struct qk_check_result *r = &run->result;
@@ -270,23 +258,22 @@ int cmd_check(int argc, char **argv)
         return status;
     struct check_run run = {.quiet = opts_given(&opts, 'q'), .json = opts_json(&opts)};
     run.findings.explain = opts_given(&opts, OPT_EXPLAIN);
-    struct image_request request;
     status = repair_option(&opts, &run.fix);
     if (status < 0 && opts.operand_count != 1)
         status = usage_error("Expecting one image file name");
     if (status < 0)
-        status = image_request_from(&opts, &request);
+        status = image_request_from(&opts, &run.request);
     if (status < 0)
-        status = cache_mode_option(&opts, 'T', "writeback", &request.flags);
+        status = cache_mode_option(&opts, 'T', "writeback", &run.request.flags);
     if (status >= 0)
         return status;
-    request.flags |= QK_OPEN_CHECK | QK_OPEN_NO_BACKING | QK_OPEN_NO_IO;
+    run.request.flags |= QK_OPEN_CHECK | QK_OPEN_NO_BACKING | QK_OPEN_NO_IO;
     if (run.fix)
-        request.flags |= QK_OPEN_RDWR;
+        run.request.flags |= QK_OPEN_RDWR;
     run.name = opts.operand[0];
-    IMAGE_CLEANUP struct qk_disk *disk = NULL;
-    if (open_image(run.name, &request, &disk) < 0)
+    if (open_image(run.name, &run.request, &run.disk) < 0)
         return STATUS_FAILED;
-    run.disk = disk;
-    return run_check(&run);
+    status = run_check(&run);
+    findings_free(&run.findings);
+    return close_image(run.disk) ? STATUS_FAILED : status;
 }

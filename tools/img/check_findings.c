@@ -1,0 +1,124 @@
+/*
+ * check_findings.c - findings as lines on stderr, at once or held back (check_findings.h).
+ */
+#include "img/check_findings.h"
+#include "common/report.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *repair_text(enum qk_repair repair)
+{
+    switch (repair) {
+    case QK_REPAIR_SAFE:
+        return "-r repairs it without loss";
+    case QK_REPAIR_LOSSY:
+        return "a repair gives up what is damaged; -r leaves it alone";
+    case QK_REPAIR_ASK:
+        return "a repair needs a decision; -r leaves it alone";
+    case QK_REPAIR_NONE:
+        break;
+    }
+    return "it cannot be repaired in the image";
+}
+
+static void write_place(FILE *out, const struct qk_problem *p)
+{
+    fprintf(out, "    [%" PRIu32 "] %s in the %s", p->number, p->name, p->structure);
+    if (p->file_off != QK_OFFSET_NONE)
+        fprintf(out, " at offset 0x%" PRIx64, p->file_off);
+    if (p->guest_off != QK_OFFSET_NONE)
+        fprintf(out, ", guest offset 0x%" PRIx64, p->guest_off);
+    fputc('\n', out);
+}
+
+static void write_problem(struct check_findings *f, FILE *out, const struct qk_problem *p)
+{
+    fprintf(out, "%s\n", p->text);
+    if (!f->explain)
+        return;
+    write_place(out, p);
+    if (p->number >= MAX_EXPLAINED || f->explained[p->number])
+        return;
+    f->explained[p->number] = true;
+    fprintf(out, "    %s\n    Repair: %s.\n", p->explanation, repair_text(p->repair));
+}
+
+static void keep(struct check_findings *f, char *text, enum qk_severity severity)
+{
+    if (f->count == f->room) {
+        f->room = f->room ? 2 * f->room : 64;
+        f->item = xrealloc(f->item, f->room * sizeof(*f->item));
+    }
+    f->item[f->count++] = (struct check_finding){text, severity};
+}
+
+void findings_on_problem(void *findings, const struct qk_problem *problem)
+{
+    struct check_findings *f = findings;
+    if (!f->hold) {
+        write_problem(f, stderr, problem);
+        return;
+    }
+    char *text = NULL;
+    size_t size;
+    FILE *out = open_memstream(&text, &size);
+    if (!out)
+        return;
+    write_problem(f, out, problem);
+    fclose(out);
+    if (text)
+        keep(f, text, problem->severity);
+}
+
+void findings_on_message(void *findings, const char *line)
+{
+    struct check_findings *f = findings;
+    if (!f->hold)
+        fprintf(stderr, "%s\n", line);
+}
+
+static int compare_texts(const void *a, const void *b)
+{
+    const struct check_finding *x = a, *y = b;
+    return strcmp(x->text, y->text);
+}
+
+void findings_keep_common(struct check_findings *now, struct check_findings *before,
+                          struct qk_check_result *result)
+{
+    size_t kept = 0;
+    result->corruptions = result->leaks = result->check_errors = 0;
+    if (before->count)
+        qsort(before->item, before->count, sizeof(*before->item), compare_texts);
+    for (size_t i = 0; i < now->count; i++) {
+        struct check_finding item = now->item[i];
+        if (!before->count ||
+            !bsearch(&item, before->item, before->count, sizeof(item), compare_texts)) {
+            free(item.text);
+            continue;
+        }
+        now->item[kept++] = item;
+        result->corruptions += item.severity == QK_SEVERITY_CORRUPTION;
+        result->leaks += item.severity == QK_SEVERITY_LEAK;
+        result->check_errors += item.severity == QK_SEVERITY_ERROR;
+    }
+    now->count = kept;
+}
+
+void findings_print(const struct check_findings *findings)
+{
+    for (size_t i = 0; i < findings->count; i++)
+        fputs(findings->item[i].text, stderr);
+}
+
+void findings_free(struct check_findings *findings)
+{
+    for (size_t i = 0; i < findings->count; i++)
+        free(findings->item[i].text);
+    free(findings->item);
+    findings->item = NULL;
+    findings->count = findings->room = 0;
+}

@@ -1,0 +1,35 @@
+/*
+ * check_findings.h - what a check prints for what it finds, and keeping it back: an image that
+ * another program writes to looks damaged where two of its structures were read at different
+ * times. Such findings do not last; real damage is found again by every look.
+ */
+#ifndef TOOLS_IMG_CHECK_FINDINGS_H
+#define TOOLS_IMG_CHECK_FINDINGS_H
+
+#include "qcowkit.h"
+
+struct check_finding {
+    char *text; /* all lines that are printed for it */
+    enum qk_severity severity;
+};
+
+#define MAX_EXPLAINED 256u
+struct check_findings {
+    bool explain; /* print the place of each, and the meaning of each kind once */
+    bool hold;    /* keep in `item` instead of printing */
+    bool explained[MAX_EXPLAINED];
+    struct check_finding *item;
+    size_t count, room;
+};
+
+/* For struct qk_check_options; opaque is a struct check_findings. */
+void findings_on_problem(void *findings, const struct qk_problem *problem);
+void findings_on_message(void *findings, const char *line);
+
+/* Keeps of `now` what `before` has too, and sets the counts of `result` accordingly. */
+void findings_keep_common(struct check_findings *now, struct check_findings *before,
+                          struct qk_check_result *result);
+void findings_print(const struct check_findings *findings);
+void findings_free(struct check_findings *findings);
+
+#endif
