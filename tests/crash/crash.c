@@ -263,7 +263,8 @@ static void parse(struct settings *s, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    struct settings settings = {.states = 12000, .jobs = (unsigned)sysconf(_SC_NPROCESSORS_ONLN)};
+    struct settings settings = {.states = 20000 / SLOWER,
+                                .jobs = (unsigned)sysconf(_SC_NPROCESSORS_ONLN)};
     size_t passed = 0, failed = 0;
     parse(&settings, argc, argv);
     setvbuf(stdout, NULL, _IOLBF, 0);

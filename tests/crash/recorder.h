@@ -9,6 +9,13 @@
 #include "image/image.h"
 #include "model.h"
 
+/* Sanitizers make everything several times slower: less of it by default. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { SLOWER = 5 };
+#else
+enum { SLOWER = 1 };
+#endif
+
 struct recorder;
 
 struct workload {
