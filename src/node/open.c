@@ -394,7 +394,8 @@ int node_close(struct node *node, struct qk_error *err)
 
 int node_lock_also(struct node *node, enum node_role role, unsigned more, struct qk_error *err)
 {
-    bool exclusive = node->driver->metadata || role == ROLE_BACKING;
+    bool exclusive = node->driver->metadata || role == ROLE_BACKING ||
+                     (node->flags & QK_OPEN_NO_SHARE) != 0;
     unsigned used = more;
     unsigned shared = exclusive ? IO_PERM_READ | IO_PERM_WRITE_UNCHANGED : IO_PERM_ALL;
     if (!(node->flags & QK_OPEN_NO_IO))

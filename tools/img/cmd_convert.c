@@ -235,6 +235,7 @@ static int set_requests(struct convert *c)
         status = cache_mode_option(c->opts, 'T', "writeback", &c->source_request.flags);
     if (status >= 0)
         return status;
+    c->source_request.flags |= QK_OPEN_NO_SHARE; /* or the target could be a source */
     c->source_request.snapshot = c->snapshot;
     c->target_request = (struct image_request){
         .format = c->target_format,
@@ -399,6 +400,10 @@ static int open_sources(struct convert *c)
 {
     for (size_t i = 0; i < c->source_count; i++)
         if (source_open(c->source_name[i], &c->source_request, &c->source[i]) < 0)
+            return 1;
+    /* with -U no lock keeps the two apart */
+    for (size_t i = 0; opts_given(c->opts, 'U') && i < c->source_count; i++)
+        if (source_is_target(c->source[i], c->target_name))
             return 1;
     return -1;
 }

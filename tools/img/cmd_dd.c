@@ -6,6 +6,7 @@
 #include "common/report.h"
 #include "common/units.h"
 #include "img/commands.h"
+#include "img/source.h"
 
 #include <inttypes.h>
 #include <limits.h>
@@ -193,6 +194,8 @@ int cmd_dd(int argc, char **argv)
         return status;
     IMAGE_CLEANUP struct qk_disk *input = NULL;
     if (open_image(dd.input, &request, &input) < 0)
+        return 1;
+    if (source_is_target(input, dd.output))
         return 1;
     choose_range(&dd, qk_disk_size(input));
     return copy_to_output(&dd, input);

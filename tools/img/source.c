@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static bool has_snapshot(struct qk_disk *disk, const char *wanted)
 {
@@ -35,6 +36,26 @@ int source_open(const char *name, const struct image_request *request, struct qk
         return open_image(name, request, out);
     report_error("Failed to load snapshot: Can't find snapshot");
     return -ENOENT;
+}
+
+static bool same_file(const char *a, const char *b)
+{
+    struct stat x, y;
+    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino &&
+           !S_ISCHR(x.st_mode);
+}
+
+bool source_is_target(struct qk_disk *source, const char *target)
+{
+    for (; source; source = qk_disk_backing(source)) {
+        struct qk_info info = QK_INFO_INIT;
+        if (qk_disk_info(source, &info, NULL) < 0 || !same_file(info.name, target))
+            continue;
+        report_error("'%s' and '%s' are the same file: it would be overwritten while it is read",
+                     info.name, target);
+        return true;
+    }
+    return false;
 }
 
 static bool check_keys(const struct keyvals *list)
