@@ -45,10 +45,9 @@ struct run {
 /* The live image, too, must show the model at the end. */
 static int finish_recording(struct recorder *rec)
 {
-    char text[400];
-    unsigned wrong = rec->img ? recorder_verify(rec->img, &rec->model, model_now(&rec->model), text,
-                                                sizeof(text))
-                              : 1;
+    char text[MODEL_TEXT];
+    unsigned wrong =
+        rec->img ? recorder_verify(rec->img, &rec->model, model_now(&rec->model), text) : 1;
     if (wrong)
         printf("%s: without any crash: %s\n", rec->w->name, rec->img ? text : "not open");
     int ret = recorder_close(rec);
@@ -129,7 +128,7 @@ static void look_at(struct run *run, struct builder *b, size_t i)
 {
     struct state state = run->states[i];
     struct qk_io *mem = NULL;
-    char text[400] = "";
+    char text[MODEL_TEXT] = "";
     struct verify_options opts = {
         .at = model_moment(&run->stage.rec.model, state.changes),
         .backing = run->stage.rec.backing,
@@ -143,7 +142,7 @@ static void look_at(struct run *run, struct builder *b, size_t i)
     size_t len = 0;
     const uint8_t *bytes = io_mem_data(mem, &len);
     run->hashes[i] = hash_bytes(bytes, len);
-    count_state(run, state, verify_image(mem, &opts, text, sizeof(text)), text);
+    count_state(run, state, verify_image(mem, &opts, text), text);
     io_close(mem, NULL);
 }
 

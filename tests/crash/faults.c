@@ -22,7 +22,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { SHOWN_FAILURES = 4, TEXT = 400, EVENT_VARIANTS = 4, NTH_VARIANTS = 2 };
+enum { SHOWN_FAILURES = 4, EVENT_VARIANTS = 4, NTH_VARIANTS = 2 };
 
 /* What is injected in one run: a rule for an event, or the nth request. */
 struct plan {
@@ -51,7 +51,7 @@ struct run {
     size_t index;
     struct plan plan;
     struct stage stage;
-    char text[TEXT];
+    char text[MODEL_TEXT];
 };
 
 /* ---- plans ---- */
@@ -106,7 +106,7 @@ static int inject(struct qk_io *fault, const struct plan *plan)
 
 static bool bad(struct run *run, const char *what, const char *why)
 {
-    char plan[100], why_copy[TEXT];
+    char plan[100], why_copy[MODEL_TEXT];
     describe(&run->plan, plan, sizeof(plan));
     snprintf(why_copy, sizeof(why_copy), "%s", why);
     if (atomic_fetch_add(&run->tally->failed, 1) < SHOWN_FAILURES)
@@ -140,15 +140,14 @@ static bool recovers(struct run *run)
     struct recorder *rec = &run->stage.rec;
     if (!rec->img && recorder_open(rec) < 0)
         return bad(run, "does not open again: ", rec->error.text);
-    if (recorder_verify(rec->img, &rec->model, model_now(&rec->model), run->text, TEXT))
+    if (recorder_verify(rec->img, &rec->model, model_now(&rec->model), run->text))
         return bad(run, "still open: ", run->text);
     if (rec_flush(rec) < 0)
         return bad(run, "cannot be flushed any more: ", rec->error.text);
     if (recorder_close(rec) < 0)
         return bad(run, "cannot be closed: ", rec->error.text);
     const struct verify_options opts = judge(run, model_now(&rec->model));
-    return verify_image(rec->mem, &opts, run->text, TEXT) ||
-           bad(run, "after recovering: ", run->text);
+    return verify_image(rec->mem, &opts, run->text) || bad(run, "after recovering: ", run->text);
 }
 
 /* The program dies right there. */
@@ -160,7 +159,7 @@ static bool dies(struct run *run)
     rec->img = NULL;
     const struct verify_options opts =
         judge(run, model_moment(&rec->model, trace_count(run->stage.trace)));
-    return verify_image(rec->mem, &opts, run->text, TEXT) || bad(run, "after dying: ", run->text);
+    return verify_image(rec->mem, &opts, run->text) || bad(run, "after dying: ", run->text);
 }
 
 /* Power cuts at random moments of the run. */
@@ -181,7 +180,7 @@ static bool survives_crashes(struct run *run)
         builder_init(&b, &history);
         if (builder_make(&b, state, &mem) < 0)
             abort();
-        good = verify_image(mem, &opts, run->text, TEXT) ||
+        good = verify_image(mem, &opts, run->text) ||
                bad(run, "after a crash on the way: ", run->text);
         io_close(mem, NULL);
         builder_free(&b);

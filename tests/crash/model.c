@@ -170,20 +170,21 @@ bool model_sector_allowed(const struct model *m, struct moment at, uint64_t sect
 }
 
 void model_describe(const struct model *m, struct moment at, uint64_t sector, const uint8_t *bytes,
-                    char *text, size_t size)
+                    char text[MODEL_TEXT])
 {
     const struct version_vec *v = &m->sectors[sector];
     uint64_t tag;
     memcpy(&tag, bytes, 8);
-    int n = snprintf(text, size, "guest sector %llu shows ", (unsigned long long)sector);
+    int n = snprintf(text, MODEL_TEXT, "guest sector %llu shows ", (unsigned long long)sector);
     if (tag)
-        n += snprintf(text + n, size - (size_t)n, "operation %u, sector %u", (unsigned)(tag >> 32),
-                      (unsigned)tag);
+        n += snprintf(text + n, MODEL_TEXT - (size_t)n, "operation %u, sector %u",
+                      (unsigned)(tag >> 32), (unsigned)tag);
     else
-        n += snprintf(text + n, size - (size_t)n, "zeroes");
-    n += snprintf(text + n, size - (size_t)n, "; its versions:");
-    for (size_t i = 0; i < v->len && (size_t)n + 20 < size; i++)
-        n += snprintf(text + n, size - (size_t)n, " %u%s", v->ptr[i].op, v->ptr[i].sure ? "" : "?");
-    snprintf(text + n, size - (size_t)n, "; flushed below %u, begun below %u", at.flushed,
+        n += snprintf(text + n, MODEL_TEXT - (size_t)n, "zeroes");
+    n += snprintf(text + n, MODEL_TEXT - (size_t)n, "; its versions:");
+    for (size_t i = 0; i < v->len && (size_t)n + 20 < MODEL_TEXT; i++)
+        n += snprintf(text + n, MODEL_TEXT - (size_t)n, " %u%s", v->ptr[i].op,
+                      v->ptr[i].sure ? "" : "?");
+    snprintf(text + n, MODEL_TEXT - (size_t)n, "; flushed below %u, begun below %u", at.flushed,
              at.begun);
 }

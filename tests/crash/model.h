@@ -12,7 +12,7 @@
 
 #include <stdbool.h>
 
-enum { SECTOR = 512 };
+enum { SECTOR = 512, MODEL_TEXT = 400 };
 
 struct version {
     uint32_t op;
@@ -65,6 +65,6 @@ bool model_sector_allowed(const struct model *m, struct moment at, uint64_t sect
                           const uint8_t *bytes);
 /* One line about a sector that is not allowed. */
 void model_describe(const struct model *m, struct moment at, uint64_t sector, const uint8_t *bytes,
-                    char *text, size_t size);
+                    char text[MODEL_TEXT]);
 
 #endif

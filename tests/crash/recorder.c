@@ -215,13 +215,13 @@ int rec_reopen(struct recorder *rec)
 
 /* ---- looking at the result ---- */
 
-unsigned recorder_verify(struct image *img, const struct model *m, struct moment at, char *text,
-                         size_t size)
+unsigned recorder_verify(struct image *img, const struct model *m, struct moment at,
+                         char text[MODEL_TEXT])
 {
     unsigned wrong = 0;
     uint64_t bytes = image_size(img);
     if (!model_size_allowed(m, at, bytes)) {
-        snprintf(text, size, "the disk has %llu bytes", (unsigned long long)bytes);
+        snprintf(text, MODEL_TEXT, "the disk has %llu bytes", (unsigned long long)bytes);
         return 1;
     }
     CLEANUP_FREE uint8_t *buf = calloc(1, round_up(bytes, SECTOR) + 1);
@@ -229,12 +229,12 @@ unsigned recorder_verify(struct image *img, const struct model *m, struct moment
     if (!buf)
         abort();
     if (image_readv(img, guest_off(0), &(struct iovec){buf, bytes}, 1, &err) < 0) {
-        snprintf(text, size, "reading fails: %s", err.text);
+        snprintf(text, MODEL_TEXT, "reading fails: %.300s", err.text);
         return 1;
     }
     for (uint64_t s = 0; s < div_round_up(bytes, SECTOR); s++) {
         if (!model_sector_allowed(m, at, s, buf + s * SECTOR) && !wrong++)
-            model_describe(m, at, s, buf + s * SECTOR, text, size);
+            model_describe(m, at, s, buf + s * SECTOR, text);
     }
     return wrong;
 }

@@ -68,7 +68,7 @@ int rec_reopen(struct recorder *rec);
 
 /* Reads the whole disk and compares with what is allowed at the moment. Returns the number of
  * wrong sectors, the first one described in text. */
-unsigned recorder_verify(struct image *img, const struct model *m, struct moment at, char *text,
-                         size_t size);
+unsigned recorder_verify(struct image *img, const struct model *m, struct moment at,
+                         char text[MODEL_TEXT]);
 
 #endif

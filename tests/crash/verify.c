@@ -15,15 +15,14 @@
 struct verification {
     struct qk_io *mem;
     const struct verify_options *opts;
-    char *text;
-    size_t size;
+    char *text; /* MODEL_TEXT bytes */
 };
 
 static bool __attribute__((format(printf, 2, 3))) no(struct verification *v, const char *fmt, ...)
 {
     va_list args;
     va_start(args, fmt);
-    vsnprintf(v->text, v->size, fmt, args);
+    vsnprintf(v->text, MODEL_TEXT, fmt, args);
     va_end(args);
     return false;
 }
@@ -114,9 +113,9 @@ static bool look(struct verification *v, const char *when)
     struct image *img = open_image(v, false);
     if (!img)
         return false;
-    bool good = check(v, img, 0, when) &&
-                (v->opts->unborn ||
-                 recorder_verify(img, v->opts->model, v->opts->at, v->text, v->size) == 0);
+    bool good =
+        check(v, img, 0, when) &&
+        (v->opts->unborn || recorder_verify(img, v->opts->model, v->opts->at, v->text) == 0);
     image_abandon(img);
     return good;
 }
@@ -202,9 +201,9 @@ static bool ask_oracle(struct verification *v)
     return status == 0 || status == 3 || no(v, "qemu-img check exits with %d", status);
 }
 
-bool verify_image(struct qk_io *mem, const struct verify_options *opts, char *text, size_t size)
+bool verify_image(struct qk_io *mem, const struct verify_options *opts, char text[MODEL_TEXT])
 {
-    struct verification v = {mem, opts, text, size};
+    struct verification v = {mem, opts, text};
     size_t len = 0;
     const uint8_t *bytes = io_mem_data(mem, &len);
     struct fsck fsck;

@@ -17,6 +17,6 @@ struct verify_options {
 };
 
 /* mem is a memory store, which a dirty image is repaired in. False, with a reason, when not. */
-bool verify_image(struct qk_io *mem, const struct verify_options *opts, char *text, size_t size);
+bool verify_image(struct qk_io *mem, const struct verify_options *opts, char text[MODEL_TEXT]);
 
 #endif
