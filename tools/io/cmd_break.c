@@ -1,5 +1,5 @@
 /*
- * do_break.c - break, remove_break, resume, wait_break: stopping requests at the events that a
+ * cmd_break.c - break, remove_break, resume, wait_break: stopping requests at the events that a
  * blkdebug image names. Other images name no events.
  */
 #include "io/io.h"
