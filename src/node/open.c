@@ -184,26 +184,48 @@ static int open_file_child(struct opening *o, struct qk_error *err)
     return ret;
 }
 
-static int probe_driver(struct opening *o, struct qk_error *err)
+/* What the first bytes of the child look like; the name is static. */
+static int probe_child(struct node *file, const char **format, struct qk_error *err)
 {
     uint8_t bytes[PROBE_BYTES];
     uint64_t size;
-    int ret = io_size(&o->file->io, &size, err);
+    int ret = io_size(&file->io, &size, err);
     if (ret < 0)
         return ret;
     size_t len = (size_t)min_u64(size, sizeof(bytes));
-    ret = len ? io_read(&o->file->io, 0, bytes, len, err) : 0;
+    ret = len ? io_read(&file->io, 0, bytes, len, err) : 0;
     if (ret < 0)
         return qk_error_prefix(err, "Could not read image for determining its format");
-    const char *format = probe_format(bytes, len);
+    *format = probe_format(bytes, len);
+    return 0;
+}
+
+static int probe_driver(struct opening *o, struct qk_error *err)
+{
+    const char *format;
+    int ret = probe_child(o->file, &format, err);
+    if (ret < 0)
+        return ret;
     o->driver = driver_by_name(format);
     if (o->driver->kind == DRIVER_KNOWN_FORMAT)
         return qk_fail(err, -ENOTSUP,
-                       "Image is in %s format, which is not supported by this "
-                       "version (give format raw to use its bytes as they are)",
+                       "Image is in %s format, which is not supported by this version (give format "
+                       "raw to use its bytes as they are)",
                        format);
     o->probed = true;
     return 0;
+}
+
+/* Another program may have made something else of the file before our locks were taken. */
+static int confirm_probe(const struct node *node, struct qk_error *err)
+{
+    const char *format;
+    if (!node->probed)
+        return 0;
+    int ret = probe_child(node->file, &format, err);
+    if (ret == 0 && strcmp(format, node->driver->name))
+        ret = qk_fail(err, -EAGAIN, "The image became a %s image while it was opened", format);
+    return ret;
 }
 
 /* ---- putting a node together ------------------------------------------------------------- */
@@ -277,6 +299,8 @@ static int fill_node(struct node *node, struct open_request *req, struct qk_erro
         ret = keep_strong(node, &req->opts, err);
     if (ret == 0 && node->file && req->role != ROLE_FILE)
         ret = node_lock(node, req->role, err);
+    if (ret == 0)
+        ret = confirm_probe(node, err);
     node->io.writable = node->flags & QK_OPEN_RDWR;
     node->io.alignment = 1;
     node->io.zero_init = true;
@@ -394,8 +418,8 @@ int node_close(struct node *node, struct qk_error *err)
 
 int node_lock_also(struct node *node, enum node_role role, unsigned more, struct qk_error *err)
 {
-    bool exclusive = node->driver->metadata || role == ROLE_BACKING ||
-                     (node->flags & QK_OPEN_NO_SHARE) != 0;
+    bool exclusive =
+        node->driver->metadata || role == ROLE_BACKING || (node->flags & QK_OPEN_NO_SHARE) != 0;
     unsigned used = more;
     unsigned shared = exclusive ? IO_PERM_READ | IO_PERM_WRITE_UNCHANGED : IO_PERM_ALL;
     if (!(node->flags & QK_OPEN_NO_IO))
