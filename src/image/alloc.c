@@ -191,6 +191,7 @@ int free_release(struct image *img, const struct cluster_run_vec *runs, struct q
     pthread_mutex_lock(&img->alloc_lock);
     uint64_t end = 0;
     for (size_t i = 0; i < gone.len; i++) {
+        pack_forget(img, gone.ptr[i]);
         alloc_unreserve(img, gone.ptr[i]);
         end = max_u64(end, gone.ptr[i].first + gone.ptr[i].count);
     }

@@ -21,7 +21,6 @@ static const char *missing_feature(const struct image *img)
     } features[] = {
         {h->incompatible & INCOMPAT_DATA_FILE, "external data file"},
         {h->incompatible & INCOMPAT_EXTENDED_L2, "extended L2 entries"},
-        {h->incompatible & INCOMPAT_COMPRESSION, "compression type"},
         {h->crypt_method != CRYPT_NONE, "encryption"},
         {img->opts.writable && h->autoclear & AUTOCLEAR_BITMAPS, "writing with persistent bitmaps"},
     };
@@ -151,6 +150,7 @@ static void init_locks(struct image *img)
     pthread_mutex_init(&img->flush_lock, NULL);
     pthread_cond_init(&img->flush_done, NULL);
     pthread_rwlock_init(&img->tables_lock, NULL);
+    codec_pool_init(&img->codecs);
 }
 
 int image_open(struct qk_io *file, const struct image_options *opts, struct image **out,
@@ -181,6 +181,7 @@ int image_reload(struct image *img, struct qk_error *err)
     cache_destroy(&img->l2);
     cache_destroy(&img->refcounts);
     cluster_run_vec_free(&img->queued_frees);
+    memset(img->tails, 0, sizeof(img->tails));
     int ret = header_io_load(img, err);
     return ret < 0 ? ret : load_tables(img, err);
 }
@@ -226,6 +227,7 @@ void image_abandon(struct image *img)
     pthread_mutex_destroy(&img->flush_lock);
     pthread_cond_destroy(&img->flush_done);
     pthread_rwlock_destroy(&img->tables_lock);
+    codec_pool_destroy(&img->codecs);
     free(img);
 }
 

@@ -39,6 +39,7 @@ struct image_options {
     uint64_t refcount_cache_bytes; /* 0: IMAGE_REFCOUNT_CACHE_BYTES */
     int lazy_refcounts;            /* -1: as the image says; 0; 1 */
     unsigned overlap;              /* of enum overlap_bit */
+    int compression_level;         /* of what is written compressed; 0: the default */
     bool discard_to_file;          /* punch holes for freed clusters (discard=unmap) */
 };
 /* Covers 1 TiB with 64 KiB clusters; taken only as slices are used. */

@@ -7,6 +7,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "codec/codec.h"
 #include "format/refcount.h"
 #include "image/cache.h"
 #include "image/freemap.h"
@@ -33,6 +34,17 @@ struct reftable {
     struct u32_vec dirty; /* entries to write, when the table has not moved */
     bool moved;           /* the whole table is to be written at `off`, then the header */
 };
+
+/* Contexts and buffers for compressed clusters: one request takes a set, and gives it back. */
+#define CODEC_IDLE_MAX 16
+struct codec_pool {
+    pthread_mutex_t lock;
+    struct workspace *idle[CODEC_IDLE_MAX];
+    unsigned count;
+};
+
+/* How many host clusters with room at their end the allocator of compressed bytes remembers. */
+#define PACK_TAILS 8
 
 struct image {
     struct qk_io *file;
@@ -63,6 +75,8 @@ struct image {
     uint64_t limit_clusters; /* first cluster past the end of a file that cannot grow */
     uint64_t end_clusters;   /* one past the highest cluster allocated or found */
     uint64_t fresh_from;     /* clusters from here on read as zero until they are written */
+    uint64_t tails[PACK_TAILS]; /* first free byte behind compressed ones; 0: none */
+    struct codec_pool codecs;
 
     pthread_mutex_t flush_lock;
     pthread_cond_t flush_done;
@@ -106,6 +120,13 @@ void alloc_undo(struct image *img, struct cluster_run run);
 /* The lowest free run for metadata of the allocator itself: marks it used, no refcount yet. */
 int alloc_reserve(struct image *img, uint64_t count, struct cluster_run *run, struct qk_error *err);
 void alloc_unreserve(struct image *img, struct cluster_run run);
+/* Room for `bytes` (less than a cluster) compressed ones at *off, beside others where the refcounts
+ * allow it: each host cluster that they touch has one reference more. Takes alloc_lock. */
+int alloc_bytes(struct image *img, uint64_t bytes, uint64_t *off, struct qk_error *err);
+/* Gives back bytes that nothing ever referred to. Takes alloc_lock. */
+void alloc_bytes_undo(struct image *img, uint64_t off, uint64_t bytes);
+/* The clusters are free, or no longer for compressed bytes alone. alloc_lock held. */
+void pack_forget(struct image *img, struct cluster_run run);
 /* Queues one reference less on each cluster for after the next writeback. Takes alloc_lock. */
 int free_queue(struct image *img, struct cluster_run run, struct qk_error *err);
 int free_queue_locked(struct image *img, struct cluster_run run, struct qk_error *err);
@@ -135,7 +156,26 @@ typedef bool (*l2_change_fn)(void *opaque, uint64_t index, struct l2_entry old,
 int l2_change(struct image *img, guest_off_t off, uint64_t clusters, l2_change_fn fn, void *opaque,
               struct qk_error *err);
 
+/* ---- compressed.c ---- */
+/* A part of a request: `len` bytes of the iovec, from byte `skip` on. */
+struct piece {
+    const struct iovec *iov;
+    int iovcnt;
+    size_t skip, len;
+};
+/* Fills the piece from the compressed cluster of ext, at guest offset off. -EIO when its stream is
+ * not sound. */
+int compressed_read(struct image *img, guest_off_t off, const struct map_extent *ext,
+                    const struct piece *p, struct qk_error *err);
+/* image_writev with QK_WRITE_COMPRESSED. */
+int compressed_write(struct image *img, guest_off_t off, const struct iovec *iov, int iovcnt,
+                     struct qk_error *err);
+void codec_pool_init(struct codec_pool *pool);
+void codec_pool_destroy(struct codec_pool *pool);
+
 /* ---- writing ---- */
+/* The range lies in the disk, and the image is prepared for writes. */
+int image_check_writable(struct image *img, guest_off_t off, uint64_t len, struct qk_error *err);
 /* Before the first change: autoclear bits, dirty bit for lazy refcounts. */
 int image_begin_writing(struct image *img, struct qk_error *err);
 /* Asks for a writeback when much metadata is dirty. */

@@ -124,6 +124,9 @@ static int decode_run(struct image *img, const struct entry_place *p, const uint
         if (ret < 0)
             return ret;
     }
+    if (ext->kind == CLUSTER_COMPRESSED &&
+        !inside_file(img, compressed_decode(&img->g, ext->entry.raw).off))
+        return entry_fail(img, p, 0, "compressed bytes are beyond the end of the file", err);
     int ret = extend_run(img, p, table, ext, err);
     ext->host = has_host(ext->kind) ? l2_entry_host(ext->entry).v + in_cluster : 0;
     return ret;
@@ -272,6 +275,9 @@ static struct cluster_run referred(const struct image *img, struct l2_entry e)
 
 static bool same_reference(const struct image *img, struct l2_entry a, struct l2_entry b)
 {
+    /* Neighbouring streams share their host clusters, and each counts. */
+    if ((a.raw | b.raw) & ENTRY_COMPRESSED)
+        return a.raw == b.raw;
     struct cluster_run x = referred(img, a), y = referred(img, b);
     return x.first == y.first && x.count == y.count;
 }

@@ -5,14 +5,6 @@
  */
 #include "image/image_int.h"
 
-/* What one extent of a request is read into. */
-struct piece {
-    const struct iovec *iov;
-    int iovcnt;
-    size_t skip; /* bytes of the iovec before the piece */
-    size_t len;
-};
-
 static int read_into(struct qk_io *io, uint64_t off, const struct piece *p, struct qk_error *err)
 {
     if (p->skip == 0 && p->len == iov_total(p->iov, p->iovcnt))
@@ -29,16 +21,6 @@ static int read_into(struct qk_io *io, uint64_t off, const struct piece *p, stru
     return io_readv(io, off, out, n, err);
 }
 
-static int read_compressed(struct image *img, guest_off_t off, const struct map_extent *ext,
-                           struct qk_error *err)
-{
-    struct compressed_extent c = compressed_decode(&img->g, ext->entry.raw);
-    return qk_fail_at(err, -ENOTSUP, WHERE(img->file->name, "compressed cluster", c.off),
-                      "the cluster at guest offset %" PRIu64
-                      " is compressed, which this version cannot read",
-                      off.v);
-}
-
 static int read_extent(struct image *img, guest_off_t off, const struct map_extent *ext,
                        const struct piece *p, struct qk_error *err)
 {
@@ -47,7 +29,7 @@ static int read_extent(struct image *img, guest_off_t off, const struct map_exte
         io_event(img->file, "read_aio");
         return read_into(img->file, ext->host, p, err);
     case CLUSTER_COMPRESSED:
-        return read_compressed(img, off, ext, err);
+        return compressed_read(img, off, ext, p, err);
     case CLUSTER_UNALLOCATED:
     case CLUSTER_UNALLOCATED_ALLOC:
         if (img->backing) {

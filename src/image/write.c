@@ -297,7 +297,7 @@ static int write_shared(struct image *img, const struct plan *request, uint64_t 
     return 0;
 }
 
-static int check_writable(struct image *img, guest_off_t off, uint64_t len, struct qk_error *err)
+int image_check_writable(struct image *img, guest_off_t off, uint64_t len, struct qk_error *err)
 {
     if (!range_within(off.v, len, image_size(img)))
         return qk_fail(err, -EIO,
@@ -317,7 +317,7 @@ static int write_phase(struct image *img, const struct plan *p, bool exclusive, 
         .exclusive = exclusive,
     };
     range_acquire(&img->ranges, &hold);
-    int ret = check_writable(img, p->off, p->len, err);
+    int ret = image_check_writable(img, p->off, p->len, err);
     if (ret == 0 && !exclusive)
         ret = write_shared(img, p, done, err);
     else if (ret == 0)
@@ -326,24 +326,27 @@ static int write_phase(struct image *img, const struct plan *p, bool exclusive, 
     return ret;
 }
 
+static int write_plain(struct image *img, struct plan *p, struct qk_error *err)
+{
+    uint64_t done;
+    int ret = write_phase(img, p, false, &done, err);
+    if (ret < 0 || done == p->len)
+        return ret;
+    p->off.v += done;
+    p->skip = done;
+    p->len -= done;
+    ret = write_phase(img, p, true, NULL, err);
+    return ret < 0 ? ret : image_throttle(img, err);
+}
+
 int image_writev(struct image *img, guest_off_t off, const struct iovec *iov, int iovcnt,
                  unsigned flags, struct qk_error *err)
 {
     struct plan p = {.off = off, .len = iov_total(iov, iovcnt), .iov = iov, .iovcnt = iovcnt};
     if (!p.len)
         return 0;
-    if (flags & QK_WRITE_COMPRESSED)
-        return qk_fail(err, -ENOTSUP, "writing compressed clusters is not part of this version");
-    uint64_t done;
-    int ret = write_phase(img, &p, false, &done, err);
-    if (ret == 0 && done < p.len) {
-        p.off.v += done;
-        p.skip = done;
-        p.len -= done;
-        ret = write_phase(img, &p, true, NULL, err);
-        if (ret == 0)
-            ret = image_throttle(img, err);
-    }
+    int ret = flags & QK_WRITE_COMPRESSED ? compressed_write(img, off, iov, iovcnt, err)
+                                          : write_plain(img, &p, err);
     if (ret == 0 && (flags & QK_WRITE_FUA))
         ret = image_flush(img, err);
     return ret;
