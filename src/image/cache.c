@@ -87,6 +87,7 @@ int cache_init(struct cache *c, const struct cache_config *config, struct qk_err
         .structure = config->structure,
         .load_event = config->load_event,
         .slice_bytes = config->slice_bytes,
+        .table_bytes = config->table_bytes,
         .shard_count = config->shards,
     };
     uint64_t slots = div_round_up(config->max_bytes, config->slice_bytes);
@@ -196,6 +197,12 @@ struct cache_shard *cache_lock_shard(struct cache *c, uint64_t off)
     struct cache_shard *sh = shard_of(c, off);
     pthread_mutex_lock(&sh->lock);
     return sh;
+}
+
+struct slice *cache_peek(struct cache *c, struct cache_shard *sh, uint64_t off)
+{
+    struct slice *s = find(c, sh, off);
+    return s && !s->loading ? s : NULL;
 }
 
 static int slice_new(struct cache *c, struct cache_shard *sh, uint64_t off, struct slice **out,

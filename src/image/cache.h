@@ -39,7 +39,7 @@ struct cache {
     struct qk_io *file;
     const char *structure;  /* for errors: "L2 table", "refcount block" */
     const char *load_event; /* blkdebug event before a load */
-    uint32_t slice_bytes;
+    uint32_t slice_bytes, table_bytes;
     size_t max_slots; /* per shard */
     unsigned shard_count;
     size_t dirty_slices; /* atomic */
@@ -50,6 +50,7 @@ struct cache_config {
     struct qk_io *file;
     const char *structure, *load_event;
     uint32_t slice_bytes;
+    uint32_t table_bytes; /* slices of one table stand in this many bytes, aligned */
     uint64_t max_bytes;
     unsigned shards; /* power of two */
 };
@@ -78,8 +79,8 @@ static inline size_t cache_dirty_bytes(struct cache *c)
 
 struct slice_copy {
     uint64_t off;
-    uint8_t *data; /* owned */
-    struct slice *slice;
+    uint8_t *data;       /* owned */
+    struct slice *slice; /* NULL: a clean one that bridges a gap */
 };
 DEFINE_VECTOR(slice_copy_vec, struct slice_copy)
 
@@ -91,6 +92,8 @@ struct cache_batch {
 
 /* Locks the shard that holds, or would hold, off. */
 struct cache_shard *cache_lock_shard(struct cache *c, uint64_t off);
+/* The slice at off when it is cached and loaded, else NULL; its shard is locked. */
+struct slice *cache_peek(struct cache *c, struct cache_shard *sh, uint64_t off);
 /* The slice, whose shard is locked, joins the dirty ones. */
 void cache_dirty_insert(struct cache *c, struct cache_shard *sh, struct slice *s);
 

@@ -9,7 +9,8 @@
 
 #include <string.h>
 
-#define MERGE_MAX 256 /* slices in one write call */
+#define MERGE_MAX  256 /* slices in one write call */
+#define BRIDGE_MAX 16  /* slices from one dirty one to the next */
 
 static int by_offset(const void *a, const void *b)
 {
@@ -17,14 +18,14 @@ static int by_offset(const void *a, const void *b)
     return x->off < y->off ? -1 : x->off > y->off;
 }
 
-static int copy_slice(struct cache *c, struct slice *s, struct cache_batch *batch)
+static int copy_slice(struct cache *c, struct slice *s, struct slice_copy_vec *out)
 {
     struct slice_copy copy = {.off = s->off, .slice = s};
     copy.data = aligned_alloc(c->slice_bytes < 4096 ? 512 : 4096, c->slice_bytes);
     if (!copy.data)
         return -ENOMEM;
     memcpy(copy.data, s->data, c->slice_bytes);
-    int ret = slice_copy_vec_append(&batch->copies, copy);
+    int ret = slice_copy_vec_append(out, copy);
     if (ret < 0)
         free(copy.data);
     return ret;
@@ -36,7 +37,7 @@ static int collect_shard(struct cache *c, struct cache_shard *sh, struct cache_b
     LOCK_SCOPE(&sh->lock);
     size_t before = batch->copies.len;
     for (struct slice *s = sh->dirty; s; s = s->dirty_next) {
-        int ret = copy_slice(c, s, batch);
+        int ret = copy_slice(c, s, &batch->copies);
         if (ret < 0) {
             while (batch->copies.len > before)
                 free(batch->copies.ptr[--batch->copies.len].data);
@@ -54,6 +55,46 @@ static int collect_shard(struct cache *c, struct cache_shard *sh, struct cache_b
     return 0;
 }
 
+/* Copies the clean slice at off, if it is at hand. */
+static bool copy_clean(struct cache *c, uint64_t off, struct slice_copy_vec *out)
+{
+    struct cache_shard *sh = cache_lock_shard(c, off);
+    struct slice *s = cache_peek(c, sh, off);
+    /* One that has become dirty meanwhile belongs to the next batch. */
+    bool copied = s && !s->dirty && copy_slice(c, s, out) == 0;
+    pthread_mutex_unlock(&sh->lock);
+    if (copied)
+        out->ptr[out->len - 1].slice = NULL;
+    return copied;
+}
+
+static bool same_table(const struct cache *c, uint64_t a, uint64_t b)
+{
+    return a / c->table_bytes == b / c->table_bytes;
+}
+
+/* Dirty slices of one table with clean ones between them become one write where the clean ones are
+ * cached: their bytes are what the medium has already. Best effort. */
+static void bridge_gaps(struct cache_batch *batch)
+{
+    struct cache *c = batch->cache;
+    size_t dirty = batch->copies.len;
+    for (size_t i = 0; i + 1 < dirty; i++) {
+        uint64_t from = batch->copies.ptr[i].off, to = batch->copies.ptr[i + 1].off;
+        if (!same_table(c, from, to) || (to - from) / c->slice_bytes > BRIDGE_MAX)
+            continue;
+        for (uint64_t off = from + c->slice_bytes; off < to; off += c->slice_bytes)
+            if (!copy_clean(c, off, &batch->copies))
+                break;
+    }
+}
+
+static void sort_copies(struct cache_batch *batch)
+{
+    if (batch->copies.len)
+        qsort(batch->copies.ptr, batch->copies.len, sizeof(*batch->copies.ptr), by_offset);
+}
+
 int cache_collect(struct cache *c, struct cache_batch *batch, struct qk_error *err)
 {
     *batch = (struct cache_batch){.cache = c};
@@ -63,8 +104,9 @@ int cache_collect(struct cache *c, struct cache_batch *batch, struct qk_error *e
             return qk_fail_nomem(err);
         }
     }
-    if (batch->copies.len)
-        qsort(batch->copies.ptr, batch->copies.len, sizeof(*batch->copies.ptr), by_offset);
+    sort_copies(batch);
+    bridge_gaps(batch);
+    sort_copies(batch);
     return 0;
 }
 
@@ -88,18 +130,24 @@ int cache_batch_write(struct cache_batch *batch, cache_write_check check, void *
     return 0;
 }
 
+static void slice_done(struct cache *c, const struct slice_copy *copy, bool failed)
+{
+    struct slice *s = copy->slice;
+    struct cache_shard *sh = cache_lock_shard(c, copy->off);
+    s->writing = false;
+    /* A slice that was forgotten meanwhile has no offset any more. */
+    if (failed && s->off == copy->off && !s->dirty)
+        cache_dirty_insert(c, sh, s);
+    pthread_mutex_unlock(&sh->lock);
+}
+
 void cache_batch_done(struct cache_batch *batch, bool failed)
 {
     struct cache *c = batch->cache;
     for (size_t i = 0; i < batch->copies.len; i++) {
         struct slice_copy *copy = &batch->copies.ptr[i];
-        struct slice *s = copy->slice;
-        struct cache_shard *sh = cache_lock_shard(c, copy->off);
-        s->writing = false;
-        /* A slice that was forgotten meanwhile has no offset any more. */
-        if (failed && s->off == copy->off && !s->dirty)
-            cache_dirty_insert(c, sh, s);
-        pthread_mutex_unlock(&sh->lock);
+        if (copy->slice)
+            slice_done(c, copy, failed);
         free(copy->data);
     }
     slice_copy_vec_free(&batch->copies);

@@ -84,11 +84,24 @@ static int init_caches(struct image *img, struct qk_error *err)
     uint64_t l2_bytes = l2_cache_bytes(img);
     uint64_t rc_bytes = img->opts.refcount_cache_bytes ? img->opts.refcount_cache_bytes
                                                        : IMAGE_REFCOUNT_CACHE_BYTES;
-    struct cache_config l2 = {img->file, "L2 table", "l2_load", slice, l2_bytes, 16};
+    struct cache_config l2 = {
+        .file = img->file,
+        .structure = "L2 table",
+        .load_event = "l2_load",
+        .slice_bytes = slice,
+        .table_bytes = img->g.cluster_bytes,
+        .max_bytes = l2_bytes,
+        .shards = CACHE_SHARDS_MAX,
+    };
     struct cache_config rc = {
-        img->file,       "refcount block",
-        "refblock_load", (uint32_t)min_u64(SLICE_BYTES_DEFAULT, img->g.cluster_bytes),
-        rc_bytes,        1};
+        .file = img->file,
+        .structure = "refcount block",
+        .load_event = "refblock_load",
+        .slice_bytes = (uint32_t)min_u64(SLICE_BYTES_DEFAULT, img->g.cluster_bytes),
+        .table_bytes = img->g.cluster_bytes,
+        .max_bytes = rc_bytes,
+        .shards = 1,
+    };
     img->l2_dirty_limit = (size_t)max_u64(min_u64(l2_bytes / 2, DIRTY_MAX_BYTES), 64u * slice);
     img->refcount_dirty_limit = (size_t)rc_bytes / 2;
     int ret = cache_init(&img->l2, &l2, err);
