@@ -97,17 +97,23 @@ int apply_edits(struct check *c, struct qk_error *err)
 
 /* ---- refcounts ---- */
 
-static void announce(struct check *c, uint64_t b, uint64_t cluster, uint64_t stored,
-                     uint64_t target)
+/* Says what becomes of a refcount that is not what it should be. */
+static void announce(struct check *c, uint64_t b, uint64_t cluster, uint64_t stored)
 {
-    enum problem_id id = stored > target ? PROBLEM_REFCOUNT_HIGH
-                         : stored        ? PROBLEM_REFCOUNT_LOW
-                                         : PROBLEM_REFCOUNT_ZERO;
-    const struct finding f = {id, c->reftable.ptr[b], QK_OFFSET_NONE, target, stored};
-    sink_repaired(&c->sink, &f, cluster, stored, target);
+    uint64_t reference = reference_of(c, cluster);
+    enum problem_id id = stored > reference ? PROBLEM_REFCOUNT_HIGH
+                         : stored           ? PROBLEM_REFCOUNT_LOW
+                                            : PROBLEM_REFCOUNT_ZERO;
+    const struct finding f = {id, c->reftable.ptr[b], QK_OFFSET_NONE, reference, stored};
+    if (stored == reference)
+        return;
+    if (plan_target(c, cluster, stored) != stored)
+        sink_repaired(&c->sink, &f, cluster, stored, reference);
+    else
+        sink_declined(&c->sink, &f, cluster, stored, reference);
 }
 
-/* One block, raised or lowered. What will change is announced with the raise, in order. */
+/* One block, raised or lowered. What will become of it is announced with the raise, in order. */
 static int apply_block(struct check *c, uint64_t b, uint8_t *old, bool raise, struct qk_error *err)
 {
     uint8_t *new = old + c->g->cluster_bytes;
@@ -119,11 +125,9 @@ static int apply_block(struct check *c, uint64_t b, uint8_t *old, bool raise, st
     memcpy(new, old, c->g->cluster_bytes);
     for (uint64_t i = 0; i < n; i++) {
         uint64_t stored = c->ops->get(old, i), target = plan_target(c, first + i, stored);
-        if (target == stored)
-            continue;
         if (raise)
-            announce(c, b, first + i, stored, target);
-        if (raise == (target > stored))
+            announce(c, b, first + i, stored);
+        if (target != stored && raise == (target > stored))
             c->ops->set(new, i, target);
     }
     const struct table_write w = {c->reftable.ptr[b], c->g->cluster_bytes, old, new};
@@ -147,7 +151,8 @@ static int apply_blocks(struct check *c, bool raise, struct qk_error *err)
 
 int apply_refcounts(struct check *c, struct qk_error *err)
 {
-    if (!(c->actions & (ACT_RAISE | ACT_LOWER)))
+    const uint64_t *seen = c->sink.seen;
+    if (!seen[PROBLEM_REFCOUNT_LOW] && !seen[PROBLEM_REFCOUNT_HIGH] && !seen[PROBLEM_REFCOUNT_ZERO])
         return 0;
     int ret = apply_blocks(c, true, err);
     if (ret == 0 && (c->actions & ACT_LOWER))

@@ -32,7 +32,7 @@ static int refcount_now(const struct copied *p, uint64_t cluster, uint64_t *valu
 /* True when the flag is wrong. Refcounts that cannot be read are reported elsewhere. */
 static bool flag_wrong(const struct copied *p, uint64_t raw, uint64_t cluster, uint64_t *refcount)
 {
-    if (cluster >= p->c->clusters || refcount_now(p, cluster, refcount, NULL) < 0)
+    if (refcount_now(p, cluster, refcount, NULL) < 0)
         return false;
     bool copied = raw & ENTRY_COPIED;
     if ((*refcount == 1) == copied)
@@ -148,7 +148,7 @@ static bool counts_differ(const struct check *c)
            c->sink.seen[PROBLEM_REFCOUNT_HIGH] || c->sink.seen[PROBLEM_REFCOUNT_OVERFLOW] ||
            c->sink.seen[PROBLEM_REFBLOCK_SHARED] || c->sink.seen[PROBLEM_REFTABLE_OUTSIDE] ||
            c->sink.seen[PROBLEM_REFTABLE_RESERVED] || c->sink.seen[PROBLEM_REFTABLE_UNALIGNED] ||
-           c->sink.seen[PROBLEM_REFBLOCK_UNREADABLE];
+           c->sink.seen[PROBLEM_REFBLOCK_UNREADABLE] || c->sink.seen[PROBLEM_L2_OUTSIDE];
 }
 
 /* Without leave to repair corruptions, flags are repaired only when all refcounts are right. */

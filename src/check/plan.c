@@ -27,14 +27,21 @@ static bool rebuild_needed(const struct check *c)
            c->sink.seen[PROBLEM_REFTABLE_UNREADABLE] || c->sink.seen[PROBLEM_REFTABLE_RANGE];
 }
 
+/* Refcounts that the file does not give: a damaged block, or none where clusters are in use. */
+static bool block_unknown(const struct check *c, size_t b)
+{
+    enum block_state state = block_state(c, b);
+    return state == BLOCK_BAD || (state == BLOCK_NONE && (c->blocks[b] & BLOCK_MISMATCH));
+}
+
 static bool blocks_unknown(const struct check *c)
 {
     for (size_t i = 0; i < c->reftable.len; i++) {
-        if (block_state(c, i) == BLOCK_BAD)
+        if (block_unknown(c, i))
             return true;
     }
-    return c->sink.seen[PROBLEM_REFTABLE_UNREADABLE] || c->sink.seen[PROBLEM_REFTABLE_OUTSIDE] ||
-           c->sink.seen[PROBLEM_REFTABLE_RANGE];
+    return c->tail_mismatch || c->sink.seen[PROBLEM_REFTABLE_UNREADABLE] ||
+           c->sink.seen[PROBLEM_REFTABLE_OUTSIDE] || c->sink.seen[PROBLEM_REFTABLE_RANGE];
 }
 
 int plan_decide(struct check *c, struct qk_error *err)
@@ -44,6 +51,7 @@ int plan_decide(struct check *c, struct qk_error *err)
         return 0;
     if (rebuild_needed(c) && !(c->opts->fix & QK_FIX_ERRORS)) {
         c->result->check_errors++;
+        sink_message(&c->sink, "ERROR need to rebuild refcount structures");
         return qk_fail_at(err, -EIO, WHERE(c->file->name, "refcount table", c->h->reftable_off),
                           "need to rebuild refcount structures");
     }
