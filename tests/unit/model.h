@@ -9,7 +9,6 @@
 #include "qcowkit.h"
 #include "test.h"
 
-#include <fcntl.h>
 #include <unistd.h>
 
 /* ---- generator: splitmix64, the same numbers everywhere ---- */
@@ -42,6 +41,16 @@ static inline void rng_fill(struct rng *rng, uint8_t *buf, size_t len)
             v = rng_next(rng);
         buf[i] = (uint8_t)(v >> (i % 8 * 8));
     }
+}
+
+/* Bytes that a compressor likes: some are random, most repeat. */
+static inline void rng_fill_compressible(struct rng *rng, uint8_t *buf, size_t len)
+{
+    size_t fresh = 16 + rng_below(rng, len / 2);
+
+    rng_fill(rng, buf, fresh);
+    for (size_t i = fresh; i < len; i++)
+        buf[i] = buf[i - 16];
 }
 
 /* ---- shapes ---- */
@@ -191,6 +200,23 @@ static inline void subject_end(struct subject *s)
     }
     free(s->model);
     free(s->scratch);
+}
+
+/*
+ * Writes one whole cluster compressed. Where the image holds plain data already, that is refused
+ * with EIO, as QEMU does, and nothing changes.
+ */
+static inline void subject_compress(struct subject *s, struct rng *rng, uint64_t off, uint64_t len)
+{
+    struct qk_error err = {0};
+    uint8_t *bytes = malloc(s->shape->cluster_bytes);
+
+    rng_fill_compressible(rng, bytes, len);
+    int ret = qk_disk_write(s->disk, off, bytes, len, QK_WRITE_COMPRESSED, &err);
+    if (ret == 0)
+        memcpy(s->model + off, bytes, len);
+    subject_ok(s, ret == 0 || ret == -EIO, "write compressed", &err);
+    free(bytes);
 }
 
 /* The whole disk equals the model. */

@@ -80,6 +80,8 @@ static void convert_pair(const char *from, const char *from_format, const char *
     REQUIRE(source && target);
     opts.threads = threads;
     opts.flags = threads == 3 ? QK_CONVERT_OUT_OF_ORDER : 0;
+    if (threads == 2 && strcmp(to_format, "qcow2") == 0)
+        opts.flags = QK_CONVERT_COMPRESS;
     if (!CHECK_OK(qk_convert(&source, 1, target, &opts, &err)))
         printf("    %s\n", err.text);
     CHECK_OK(qk_disk_close(target, NULL));

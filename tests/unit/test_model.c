@@ -19,6 +19,7 @@ static const struct shape shapes[] = {
     {"cluster_size=65536,refcount_bits=4,lazy_refcounts=on", 65536, 40, BACKING_RAW, NULL, false},
     {"cluster_size=65536,refcount_bits=32", 65536, 40, BACKING_NONE, "discard=unmap", false},
     {"cluster_size=65536,compat=0.10", 65536, 30, BACKING_LONGER, NULL, true},
+    {"cluster_size=65536,compression_type=zstd", 65536, 40, BACKING_SHORTER, NULL, false},
     {"cluster_size=2097152", 2097152, 4, BACKING_SHORTER, NULL, false},
 };
 
@@ -155,6 +156,13 @@ static void do_status(struct subject *s)
                "what is said to be zero is zero", NULL);
 }
 
+static void do_compress(struct subject *s)
+{
+    uint64_t c = s->shape->cluster_bytes, off = rng_below(&s->rng, s->size) / c * c;
+
+    subject_compress(s, &s->rng, off, s->size - off < c ? s->size - off : c);
+}
+
 static void do_flush(struct subject *s)
 {
     struct qk_error err = {0};
@@ -187,13 +195,13 @@ static const struct {
     void (*run)(struct subject *s);
     unsigned weight;
 } operations[] = {
-    {do_write, 40}, {do_read, 20}, {do_zero, 10},  {do_discard, 10},
-    {do_status, 8}, {do_flush, 4}, {do_reopen, 1}, {do_grow, 1},
+    {do_write, 35}, {do_read, 20}, {do_zero, 10},  {do_discard, 12}, {do_compress, 7},
+    {do_status, 6}, {do_flush, 4}, {do_reopen, 1}, {do_grow, 1},
 };
 
 static void one_operation(struct subject *s)
 {
-    uint64_t pick = rng_below(&s->rng, 94);
+    uint64_t pick = rng_below(&s->rng, 96);
 
     for (size_t i = 0; i < sizeof(operations) / sizeof(operations[0]); i++) {
         if (pick < operations[i].weight) {

@@ -84,6 +84,15 @@ static void work_discard(struct worker *w, struct range r)
     subject_ok(w->s, qk_disk_discard(w->s->disk, r.off, r.len, &err) == 0, "discard", &err);
 }
 
+/* The first whole cluster of the range, compressed. */
+static void work_compress(struct worker *w, struct range r)
+{
+    uint64_t c = w->s->shape->cluster_bytes, from = (r.off + c - 1) / c * c;
+
+    if (from + c <= r.off + r.len)
+        subject_compress(w->s, &w->rng, from, c);
+}
+
 static void work_read(struct worker *w, struct range r)
 {
     struct qk_error err = {0};
@@ -98,8 +107,8 @@ static void work_read(struct worker *w, struct range r)
 static void *worker_main(void *arg)
 {
     static void (*const work[])(struct worker *, struct range) = {
-        work_write, work_write,   work_write, work_write,
-        work_zero,  work_discard, work_read,  work_read,
+        work_write, work_write,   work_write,    work_zero,
+        work_read,  work_discard, work_compress, work_read,
     };
     struct worker *w = arg;
 
