@@ -39,6 +39,9 @@ class Image:
     # ---- bytes ----
 
     def read(self, off, length):
+        """What lies behind the end of the file reads as zeroes."""
+        if off >= self.length():
+            return bytes(length)
         with open(self.name, "rb") as f:
             f.seek(off)
             return f.read(length).ljust(length, b"\0")
