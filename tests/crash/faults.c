@@ -1,6 +1,7 @@
 /*
  * faults.c - runs each workload again and again with injected errors: every blkdebug event, with
- * EIO and ENOSPC, once and from then on always; and the nth request, for each n. After each run
+ * EIO and ENOSPC, once and from then on always; the nth request, for each n; and the nth allocation
+ * of memory. After each run
  * the error must have reached the caller, the guest's content must be as the model allows, leaks
  * are the worst that may be found, and once the fault is gone the image must work again: half of
  * the runs go on and flush, half crash there. Crashes on the way are tried as well (states.h).
@@ -10,6 +11,7 @@
  * --every takes only each Nth request (default 4, or 1 when QCOWKIT_MATRIX is "full"); --states
  * is the number of crashes per run (default 1).
  */
+#include "alloc_fail.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "io/fault.h"
@@ -22,12 +24,13 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { SHOWN_FAILURES = 4, EVENT_VARIANTS = 4, NTH_VARIANTS = 2 };
+enum { SHOWN_FAILURES = 4, EVENT_VARIANTS = 4, NTH_VARIANTS = 2, MEMORY_VARIANTS = 2 };
 
-/* What is injected in one run: a rule for an event, or the nth request. */
+/* What is injected in one run: a rule for an event, the nth request, or the nth allocation. */
 struct plan {
     const char *event; /* NULL: by number */
     uint64_t nth;
+    uint64_t nth_allocation;
     int error;
     bool always, torn;
 };
@@ -41,7 +44,9 @@ struct settings {
 struct tally {
     const struct workload *w;
     const struct settings *settings;
-    size_t events, runs; /* the first events * EVENT_VARIANTS runs are by event */
+    size_t events, runs; /* the first events * EVENT_VARIANTS runs are by event, */
+    uint64_t requests;   /* then come those by request, then those by allocation */
+    uint64_t allocations;
     atomic_size_t next, hit, passed, failed;
     atomic_bool *event_hit; /* shared by all workloads */
 };
@@ -55,6 +60,17 @@ struct run {
 };
 
 /* ---- plans ---- */
+
+static size_t requests_tried(const struct tally *t)
+{
+    return (size_t)div_round_up(t->requests, t->settings->every);
+}
+
+/* There are many more allocations than requests: as many are tried as requests. */
+static uint64_t allocation_step(const struct tally *t)
+{
+    return max_u64(1, t->allocations / max_u64(1, requests_tried(t)));
+}
 
 static struct plan make_plan(const struct tally *t, size_t index)
 {
@@ -70,6 +86,13 @@ static struct plan make_plan(const struct tally *t, size_t index)
         return plan;
     }
     index -= t->events * EVENT_VARIANTS;
+    size_t by_request = requests_tried(t) * NTH_VARIANTS;
+    if (index >= by_request) {
+        index -= by_request;
+        return (struct plan){.nth_allocation = 1 + index / MEMORY_VARIANTS * allocation_step(t),
+                             .error = ENOMEM,
+                             .always = index % MEMORY_VARIANTS};
+    }
     struct plan plan = nth_variants[index % NTH_VARIANTS];
     plan.nth = 1 + index / NTH_VARIANTS * t->settings->every;
     return plan;
@@ -78,7 +101,10 @@ static struct plan make_plan(const struct tally *t, size_t index)
 static void describe(const struct plan *plan, char *text, size_t size)
 {
     const char *error = plan->error == EIO ? "EIO" : "ENOSPC";
-    if (plan->event)
+    if (plan->nth_allocation)
+        snprintf(text, size, "no memory at allocation %llu%s",
+                 (unsigned long long)plan->nth_allocation, plan->always ? " and all after it" : "");
+    else if (plan->event)
         snprintf(text, size, "%s at %s%s", error, plan->event, plan->always ? ", always" : "");
     else
         snprintf(text, size, "%s at request %llu%s", error, (unsigned long long)plan->nth,
@@ -87,6 +113,9 @@ static void describe(const struct plan *plan, char *text, size_t size)
 
 static int inject(struct qk_io *fault, const struct plan *plan)
 {
+    alloc_fail_at(plan->nth_allocation, plan->always);
+    if (plan->nth_allocation)
+        return 0;
     if (!plan->event) {
         fault_fail_nth(fault, &(struct fault_nth){.nth = plan->nth,
                                                   .error = plan->error,
@@ -200,16 +229,18 @@ static bool drive(struct run *run)
     else
         stage->rec.errors++;
     bool reported = was_reported(run);
-    if (fault_injected(stage->fault, ~0u)) {
+    if (fault_injected(stage->fault, ~0u) || alloc_failed()) {
         atomic_fetch_add(&run->tally->hit, 1);
         if (run->plan.event)
             run->tally->event_hit[run->index / EVENT_VARIANTS] = true;
     }
     fault_clear(stage->fault);
+    alloc_fail_at(0, false);
     if (!reported)
         return bad(run, "the error did not reach the caller", "");
     bool unborn = begun < 0 && stage->rec.w->logs_creation;
-    return (run->index % 2 && !unborn ? recovers(run) : dies(run)) && survives_crashes(run);
+    return ((run->index + run->index / 2) % 2 && !unborn ? recovers(run) : dies(run)) &&
+           survives_crashes(run);
 }
 
 static void *work(void *arg)
@@ -225,6 +256,7 @@ static void *work(void *arg)
         if (stage_set(&run.stage, t->w, true) < 0)
             abort();
         run.stage.rec.whole_sectors = true;
+        run.stage.rec.guard = alloc_arm;
         if (drive(&run))
             atomic_fetch_add(&t->passed, 1);
         stage_strike(&run.stage);
@@ -233,43 +265,46 @@ static void *work(void *arg)
 
 /* ---- one workload after the other ---- */
 
-/* Requests of a run without faults. */
-static uint64_t count_requests(const struct workload *w)
+/* Requests and allocations of a run without faults. */
+static void count_all(struct tally *t)
 {
     struct stage stage;
-    if (stage_set(&stage, w, true) < 0)
+    if (stage_set(&stage, t->w, true) < 0)
         abort();
     stage.rec.whole_sectors = true;
+    stage.rec.guard = alloc_arm;
     fault_fail_nth(stage.fault, &(struct fault_nth){0});
+    alloc_fail_at(0, false);
     if (stage_begin(&stage) < 0)
-        printf("%s: does not begin: %s\n", w->name, stage.rec.error.text);
-    w->run(&stage.rec);
+        printf("%s: does not begin: %s\n", t->w->name, stage.rec.error.text);
+    t->w->run(&stage.rec);
     recorder_close(&stage.rec);
-    uint64_t count = fault_counted(stage.fault);
+    t->requests = fault_counted(stage.fault);
+    t->allocations = alloc_counted();
     if (stage.rec.errors)
-        printf("%s: %u errors without faults: %s\n", w->name, stage.rec.errors,
+        printf("%s: %u errors without faults: %s\n", t->w->name, stage.rec.errors,
                stage.rec.error.text);
     stage_strike(&stage);
-    return count;
 }
 
 static void run_workload(struct tally *t)
 {
     unsigned jobs = t->settings->jobs;
-    uint64_t requests = count_requests(t->w);
     CLEANUP_FREE pthread_t *threads = calloc(jobs, sizeof(*threads));
+    count_all(t);
     while (fault_event_name(t->events))
         t->events++;
-    t->runs = t->events * EVENT_VARIANTS +
-              (size_t)div_round_up(requests, t->settings->every) * NTH_VARIANTS;
+    t->runs = t->events * EVENT_VARIANTS + requests_tried(t) * NTH_VARIANTS +
+              (size_t)div_round_up(t->allocations, allocation_step(t)) * MEMORY_VARIANTS;
     for (unsigned i = 0; i < jobs; i++) {
         if (pthread_create(&threads[i], NULL, work, t) != 0)
             abort();
     }
     for (unsigned i = 0; i < jobs; i++)
         pthread_join(threads[i], NULL);
-    printf("%-20s %6llu requests %6zu runs %6zu with faults %4zu failed\n", t->w->name,
-           (unsigned long long)requests, t->passed + t->failed, (size_t)t->hit, (size_t)t->failed);
+    printf("%-20s %5llu requests %6llu allocations %5zu runs %5zu with faults %4zu failed\n",
+           t->w->name, (unsigned long long)t->requests, (unsigned long long)t->allocations,
+           t->passed + t->failed, (size_t)t->hit, (size_t)t->failed);
 }
 
 static void parse(struct settings *s, int argc, char **argv)

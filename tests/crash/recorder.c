@@ -18,6 +18,12 @@ static size_t position(struct recorder *rec)
     return rec->log_position ? rec->log_position(rec) : 0;
 }
 
+static void guard(struct recorder *rec, bool enters)
+{
+    if (rec->guard)
+        rec->guard(enters);
+}
+
 void recorder_init(struct recorder *rec, const struct workload *w)
 {
     rec->w = w;
@@ -38,7 +44,9 @@ void recorder_init(struct recorder *rec, const struct workload *w)
 int recorder_create(struct recorder *rec)
 {
     struct op op = {.start = position(rec)};
+    guard(rec, true);
     int ret = image_create(rec->file, &rec->w->create, &rec->error);
+    guard(rec, false);
     op.end = position(rec);
     op.flush = ret == 0;
     rec->errors += ret < 0;
@@ -58,7 +66,7 @@ static int repair(struct image *img)
     return ret < 0 ? ret : image_set_incompatible(img, 0, INCOMPAT_DIRTY, NULL);
 }
 
-int recorder_open(struct recorder *rec)
+static int open_guarded(struct recorder *rec)
 {
     struct image_options opts = rec->w->options;
     opts.writable = true;
@@ -80,10 +88,20 @@ int recorder_open(struct recorder *rec)
     return ret;
 }
 
+int recorder_open(struct recorder *rec)
+{
+    guard(rec, true);
+    int ret = open_guarded(rec);
+    guard(rec, false);
+    return ret;
+}
+
 int recorder_close(struct recorder *rec)
 {
     struct op op = {.start = position(rec)};
+    guard(rec, true);
     int ret = rec->img ? image_close(rec->img, &rec->error) : -EBADF;
+    guard(rec, false);
     rec->img = NULL;
     op.end = position(rec);
     op.flush = ret == 0;
@@ -137,7 +155,9 @@ int rec_write(struct recorder *rec, uint64_t off, uint64_t len)
     if (!buf)
         abort();
     model_pattern(model_next_op(&rec->model), off, buf, len);
+    guard(rec, true);
     int ret = image_writev(rec->img, guest_off(off), &(struct iovec){buf, len}, 1, 0, &rec->error);
+    guard(rec, false);
     model_put(&rec->model, off, buf, len, ret == 0);
     end_op(rec, start, ret);
     return ret;
@@ -149,7 +169,9 @@ int rec_zero(struct recorder *rec, uint64_t off, uint64_t len, unsigned flags)
     if (!rec->img)
         return closed(rec);
     len = fit(rec, &off, len);
+    guard(rec, true);
     int ret = image_zero(rec->img, guest_off(off), len, flags, &rec->error);
+    guard(rec, false);
     model_put(&rec->model, off, NULL, len, ret == 0);
     end_op(rec, start, ret);
     return ret;
@@ -175,7 +197,9 @@ int rec_discard(struct recorder *rec, uint64_t off, uint64_t len)
     if (!rec->img)
         return closed(rec);
     len = fit(rec, &off, len);
+    guard(rec, true);
     int ret = image_discard(rec->img, guest_off(off), len, &rec->error);
+    guard(rec, false);
     put_discarded(rec, off, len);
     end_op(rec, start, ret);
     return ret;
@@ -184,7 +208,9 @@ int rec_discard(struct recorder *rec, uint64_t off, uint64_t len)
 int rec_flush(struct recorder *rec)
 {
     struct op op = {.start = position(rec)};
+    guard(rec, true);
     int ret = rec->img ? image_flush(rec->img, &rec->error) : -EBADF;
+    guard(rec, false);
     op.end = position(rec);
     op.flush = ret == 0;
     rec->errors += ret < 0;
@@ -197,7 +223,9 @@ int rec_resize(struct recorder *rec, uint64_t size, enum qk_prealloc prealloc)
     size_t start = position(rec);
     if (!rec->img)
         return closed(rec);
+    guard(rec, true);
     int ret = image_resize(rec->img, size, prealloc, 0, &rec->error);
+    guard(rec, false);
     model_resize(&rec->model, size, ret == 0);
     if (ret < 0)
         rec->model.size = image_size(rec->img);

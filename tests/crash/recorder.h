@@ -42,6 +42,7 @@ struct recorder {
     struct image *img;     /* NULL: closed, or opening failed */
     struct model model;
     uint64_t random;
+    void (*guard)(bool enters); /* called around each call of the engine; or NULL */
     size_t (*log_position)(struct recorder *rec); /* NULL: there is no log */
     unsigned errors;                              /* operations that failed */
     struct qk_error error;                        /* of the last of them */
