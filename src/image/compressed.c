@@ -220,23 +220,59 @@ static int store(struct image *img, struct packed *p, struct qk_error *err)
     return ret < 0 ? ret : image_throttle(img, err);
 }
 
-/* One cluster; the last one of the disk may be a part, and is padded with zeroes. */
+/* The cluster is `data`, padded with zeroes where the disk ends in it. What does not become smaller
+ * by a byte is not worth it: -ENOSPC. */
+static int compress(struct image *img, struct workspace *ws, struct iovec data, struct iovec stream,
+                    size_t *bytes)
+{
+    const size_t cluster = img->g.cluster_bytes;
+    if (data.iov_len < cluster) {
+        memmove(ws->cluster, data.iov_base, data.iov_len);
+        memset(ws->cluster + data.iov_len, 0, cluster - data.iov_len);
+        data.iov_base = ws->cluster;
+        data.iov_len = cluster;
+    }
+    stream.iov_len = min_u64(stream.iov_len, cluster - 1);
+    return codec_compress(ws->codec, data, stream, bytes);
+}
+
 static int write_cluster(struct image *img, struct workspace *ws, guest_off_t off,
                          const struct piece *p, struct qk_error *err)
 {
-    uint8_t *from = whole_cluster(img, p);
-    if (!from) {
-        from = ws->cluster;
-        iov_to_buf(p->iov, p->iovcnt, p->skip, from, p->len);
-        memset(from + p->len, 0, img->g.cluster_bytes - p->len);
+    struct iovec data = {whole_cluster(img, p), p->len};
+    if (!data.iov_base) {
+        data.iov_base = ws->cluster;
+        iov_to_buf(p->iov, p->iovcnt, p->skip, ws->cluster, p->len);
     }
     struct packed packed = {.off = off, .stream = ws->stream};
-    /* What does not become smaller by a byte is not worth it. */
-    struct iovec in = {from, img->g.cluster_bytes}, out = {ws->stream, img->g.cluster_bytes - 1};
-    int ret = codec_compress(ws->codec, in, out, &packed.bytes);
+    struct iovec stream = {ws->stream, img->g.cluster_bytes};
+    int ret = compress(img, ws, data, stream, &packed.bytes);
     if (ret == -ENOSPC)
-        return image_writev(img, off, &(struct iovec){from, p->len}, 1, 0, err);
+        return image_writev(img, off, &data, 1, 0, err);
     return ret < 0 ? qk_fail_nomem(err) : store(img, &packed, err);
+}
+
+int image_compress(struct image *img, struct iovec data, struct iovec stream, size_t *bytes,
+                   struct qk_error *err)
+{
+    struct workspace *ws;
+    int ret = workspace_take(img, &ws, err);
+    if (ret < 0)
+        return ret;
+    ret = compress(img, ws, data, stream, bytes);
+    workspace_give(img, ws);
+    if (ret == -ENOSPC) {
+        *bytes = 0;
+        return 0;
+    }
+    return ret < 0 ? qk_fail_nomem(err) : 0;
+}
+
+int image_write_stream(struct image *img, guest_off_t off, struct iovec stream,
+                       struct qk_error *err)
+{
+    struct packed packed = {.off = off, .stream = stream.iov_base, .bytes = stream.iov_len};
+    return store(img, &packed, err);
 }
 
 static int check_whole(struct image *img, guest_off_t off, uint64_t len, struct qk_error *err)

@@ -78,6 +78,16 @@ int image_readv(struct image *img, guest_off_t off, const struct iovec *iov, int
                 struct qk_error *err);
 int image_writev(struct image *img, guest_off_t off, const struct iovec *iov, int iovcnt,
                  unsigned flags, struct qk_error *err);
+/*
+ * A compressed write in two steps, so that many threads compress while the streams are written in
+ * order. `data` is a cluster, or less where the disk ends in it. *bytes gets the length of the
+ * stream; 0: it would not be smaller, write the data as it is.
+ */
+int image_compress(struct image *img, struct iovec data, struct iovec stream, size_t *bytes,
+                   struct qk_error *err);
+/* As image_writev with QK_WRITE_COMPRESSED for the cluster at off, whose stream is there already. */
+int image_write_stream(struct image *img, guest_off_t off, struct iovec stream,
+                       struct qk_error *err);
 int image_zero(struct image *img, guest_off_t off, uint64_t len, unsigned flags,
                struct qk_error *err); /* IO_ZERO_* */
 int image_discard(struct image *img, guest_off_t off, uint64_t len, struct qk_error *err);

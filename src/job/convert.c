@@ -10,6 +10,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "job/cursor.h"
+#include "job/packer.h"
 #include "job/pool.h"
 #include "job/throttle.h"
 #include "job/zero.h"
@@ -41,6 +42,7 @@ struct convert {
     uint64_t end; /* where the last source ends, rounded up to a sector */
     struct sparse_rule sparse;
     struct throttle throttle;
+    struct packer packer; /* no image: nothing is compressed */
     pthread_mutex_t salvage_lock;
 
     /* the producer's */
@@ -129,6 +131,24 @@ static int piece_at(struct convert *c, struct source *source, uint64_t pos, stru
     return 0;
 }
 
+/* Compressed clusters are written whole: where less than one is of a kind, all of it is read. Parts
+ * remain where a source begins or ends inside a cluster; they are written as they are. */
+static void cut_at_clusters(const struct convert *c, uint64_t end, struct job_piece *piece)
+{
+    const uint64_t cluster = c->packer.cluster;
+    if (!c->packer.image)
+        return;
+    uint64_t in_cluster = piece->off & (cluster - 1);
+    if (in_cluster) {
+        piece->len = min_u64(piece->len, cluster - in_cluster);
+    } else if (piece->len >= cluster) {
+        piece->len = round_down(piece->len, cluster);
+    } else if (piece->len < end - piece->off) {
+        piece->len = min_u64(cluster, end - piece->off);
+        piece->kind = PIECE_READ;
+    }
+}
+
 static bool needs_buffer(unsigned kind)
 {
     return kind == PIECE_READ || kind == PIECE_FILL;
@@ -143,11 +163,13 @@ static int convert_take(void *job, struct job_item *item, struct qk_error *err)
     uint64_t end =
         c->at + 1 < c->source_count ? c->source[c->at + 1].start : min_u64(c->end, c->target_size);
     item->source = c->at;
+    item->chunk = c->packer.chunk;
     while (c->pos < end) {
         struct job_piece piece;
         int ret = piece_at(c, source, c->pos, &piece, err);
         if (ret < 0)
             return ret;
+        cut_at_clusters(c, end, &piece);
         uint64_t room = job_item_room(item, c->pos, needs_buffer(piece.kind));
         piece.len = min_u64(piece.len, room);
         if (!piece.len || !job_item_add(item, piece))
@@ -192,6 +214,10 @@ static int read_piece(struct convert *c, const struct source *source, struct job
                       uint8_t *buf, struct qk_error *err)
 {
     struct reading r = {source->cursor.disk, piece.off - source->start, buf, (size_t)piece.len};
+    if (r.len > source->cursor.size - r.off) { /* with the gap behind it */
+        r.len = (size_t)(source->cursor.size - r.off);
+        memset(buf + r.len, 0, (size_t)piece.len - r.len);
+    }
     throttle_wait(&c->throttle, piece.len);
     int ret = qk_disk_read(r.disk, r.off, r.buf, r.len, err);
     if (ret >= 0)
@@ -201,9 +227,26 @@ static int read_piece(struct convert *c, const struct source *source, struct job
     return job_fail_at_byte(err, ret, "error while reading at byte", piece.off);
 }
 
-static uint8_t *piece_buffer(struct job_worker *worker, const struct job_piece *piece)
+static uint8_t *piece_buffer(const struct job_worker *worker, const struct job_piece *piece)
 {
-    return worker->buffer + piece->off % JOB_CHUNK_BYTES;
+    uint64_t chunk = worker->item.chunk ? worker->item.chunk : JOB_CHUNK_BYTES;
+    return worker->buffer + piece->off % chunk;
+}
+
+static struct packer_range packer_range_of(const struct convert *c, const struct job_piece *piece)
+{
+    return (struct packer_range){piece->off, piece->len, !c->opts->sparse_bytes};
+}
+
+static int compress_pieces(struct convert *c, struct job_worker *worker, struct qk_error *err)
+{
+    int ret = 0;
+    for (unsigned i = 0; i < worker->item.count && ret == 0; i++) {
+        const struct job_piece *piece = &worker->item.piece[i];
+        if (needs_buffer(piece->kind))
+            ret = packer_compress(&c->packer, worker, packer_range_of(c, piece), err);
+    }
+    return ret;
 }
 
 static int convert_prepare(void *job, struct job_worker *worker, struct qk_error *err)
@@ -220,7 +263,7 @@ static int convert_prepare(void *job, struct job_worker *worker, struct qk_error
         if (ret < 0)
             return ret;
     }
-    return 0;
+    return c->packer.image ? compress_pieces(c, worker, err) : 0;
 }
 
 /* ---- writing ---- */
@@ -267,12 +310,26 @@ static int write_piece(struct convert *c, const struct job_piece *piece, const u
     return qk_disk_write(c->target, piece->off, buf, (size_t)piece->len, 0, err);
 }
 
+static int write_zeroes_of(void *opaque, uint64_t off, uint64_t len, struct qk_error *err)
+{
+    return write_zeroes(opaque, off, len, err);
+}
+
+static int write_packed(struct convert *c, struct job_worker *worker, const struct job_piece *piece,
+                        struct qk_error *err)
+{
+    const struct packer_zeroes zeroes = {write_zeroes_of, c};
+    return packer_write(&c->packer, worker, packer_range_of(c, piece), &zeroes, err);
+}
+
 static int convert_finish(void *job, struct job_worker *worker, struct qk_error *err)
 {
     struct convert *c = job;
     for (unsigned i = 0; i < worker->item.count; i++) {
         const struct job_piece *piece = &worker->item.piece[i];
-        int ret = write_piece(c, piece, piece_buffer(worker, piece), err);
+        int ret = c->packer.image && needs_buffer(piece->kind)
+                      ? write_packed(c, worker, piece, err)
+                      : write_piece(c, piece, piece_buffer(worker, piece), err);
         if (ret < 0)
             return job_fail_at_byte(err, ret, "error while writing at byte", piece->off);
     }
@@ -332,7 +389,7 @@ static int run(struct convert *c, struct qk_error *err)
         .ops = &ops,
         .job = c,
         .threads = c->opts->threads,
-        .buffer_bytes = JOB_CHUNK_BYTES,
+        .buffer_bytes = c->packer.image ? packer_buffer_bytes(&c->packer) : JOB_CHUNK_BYTES,
         .ordered = !has_flag(c, QK_CONVERT_OUT_OF_ORDER),
         .progress = &c->opts->progress,
     };
@@ -347,8 +404,6 @@ static int run(struct convert *c, struct qk_error *err)
 static int check_options(const struct qk_convert_options *opts, struct qk_error *err)
 {
     unsigned zero_and_backing = QK_CONVERT_TARGET_IS_ZERO | QK_CONVERT_TARGET_BACKING;
-    if (opts->flags & QK_CONVERT_COMPRESS)
-        return qk_fail(err, -ENOTSUP, "writing compressed clusters is not supported");
     if ((opts->flags & zero_and_backing) == zero_and_backing)
         return qk_fail(err, -EINVAL, "a target with a backing file does not read as zero");
     return 0;
@@ -366,6 +421,8 @@ int qk_convert(struct qk_disk *const *sources, size_t count, struct qk_disk *tar
         .salvage_lock = PTHREAD_MUTEX_INITIALIZER,
     };
     int ret = check_options(c.opts, err);
+    if (ret == 0 && has_flag(&c, QK_CONVERT_COMPRESS))
+        ret = packer_init(&c.packer, target, err);
     if (ret < 0)
         return ret;
     if (!count)

@@ -211,7 +211,8 @@ uint64_t job_item_end(const struct job_item *item, uint64_t start)
 uint64_t job_item_room(const struct job_item *item, uint64_t off, bool needs_buffer)
 {
     uint64_t start = item->count ? item->piece[0].off : off;
-    uint64_t limit = round_down(start, JOB_CHUNK_BYTES) + JOB_CHUNK_BYTES;
+    uint64_t chunk = item->chunk ? item->chunk : JOB_CHUNK_BYTES;
+    uint64_t limit = round_down(start, chunk) + chunk;
     if (!needs_buffer && item->count <= 1 && (!item->count || off >= limit))
         return LONG_PIECE_BYTES;
     return off < limit ? limit - off : 0;

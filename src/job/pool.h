@@ -32,6 +32,7 @@ struct job_item {
     uint64_t seq;    /* set by the pool: 0, 1, 2, ... in the order of take */
     uint64_t weight; /* what it counts for in progress */
     size_t source;   /* the job's own */
+    uint64_t chunk;  /* its buffer's size, set by take; 0: JOB_CHUNK_BYTES */
     unsigned count;
     struct job_piece piece[JOB_ITEM_PIECES];
 };

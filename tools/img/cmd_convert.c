@@ -172,14 +172,15 @@ static int refuse_unsupported(const struct convert *c)
         int option;
         const char *text, *raw_text;
     } rules[] = {
-        {'c', "compressed output (-c)", "Compression not supported for this file format"},
+        {'c', NULL, "Compression not supported for this file format"},
         {OPT_BITMAPS, "copying bitmaps (--bitmaps)",
          "Format driver 'raw' does not support bitmaps"},
     };
     for (size_t i = 0; i < sizeof(rules) / sizeof(*rules); i++) {
-        if (!opts_given(c->opts, rules[i].option))
+        bool raw = c->target_format && !strcmp(c->target_format, "raw");
+        if (!opts_given(c->opts, rules[i].option) || (!raw && !rules[i].text))
             continue;
-        if (c->target_format && !strcmp(c->target_format, "raw"))
+        if (raw)
             report_error("%s", rules[i].raw_text);
         else
             report_error("%s is not available in qcowkit %s; nothing was changed", rules[i].text,
@@ -216,6 +217,7 @@ static void set_flags(struct convert *c)
         enum qk_convert_flag flag;
     } rows[] = {
         {'W', QK_CONVERT_OUT_OF_ORDER},
+        {'c', QK_CONVERT_COMPRESS},
         {OPT_SALVAGE, QK_CONVERT_SALVAGE},
         {OPT_TARGET_ZERO, QK_CONVERT_TARGET_IS_ZERO},
     };
