@@ -50,6 +50,7 @@ static void append(struct version_vec *v, struct version version)
 void model_init(struct model *m, uint64_t size, uint64_t max_bytes)
 {
     *m = (struct model){.size = size, .max_bytes = round_up(max_bytes, SECTOR)};
+    m->end = m->max_bytes / SECTOR;
     m->live = calloc(1, m->max_bytes);
     m->sectors = calloc(m->max_bytes / SECTOR, sizeof(*m->sectors));
     if (!m->live || !m->sectors)

@@ -30,6 +30,7 @@ DEFINE_VECTOR(op_vec, struct op)
 struct model {
     uint8_t *live; /* the disk as it reads now, max_bytes */
     uint64_t size, max_bytes;
+    uint64_t first, end; /* sectors that this model speaks of: all, or those of one thread */
     struct version_vec *sectors;
     struct version_vec sizes;
     struct op_vec ops;

@@ -260,7 +260,7 @@ unsigned recorder_verify(struct image *img, const struct model *m, struct moment
         snprintf(text, MODEL_TEXT, "reading fails: %.300s", err.text);
         return 1;
     }
-    for (uint64_t s = 0; s < div_round_up(bytes, SECTOR); s++) {
+    for (uint64_t s = m->first; s < min_u64(m->end, div_round_up(bytes, SECTOR)); s++) {
         if (!model_sector_allowed(m, at, s, buf + s * SECTOR) && !wrong++)
             model_describe(m, at, s, buf + s * SECTOR, text);
     }
