@@ -170,6 +170,16 @@ QK_API int qk_disk_write_zeroes(struct qk_disk *disk, uint64_t off, uint64_t len
  */
 QK_API int qk_disk_discard(struct qk_disk *disk, uint64_t off, uint64_t len, struct qk_error *err);
 
+/*
+ * Machine state, saved behind the disk (Format, "Snapshots"): byte `off` of it on. What was never
+ * written reads as zero; the disk's content and size do not change, but a disk that grows over it
+ * takes its place. -ENOTSUP for formats without, -EFBIG beyond what the image can map. MT-safe.
+ */
+QK_API int qk_disk_read_vm_state(struct qk_disk *disk, uint64_t off, void *buf, size_t len,
+                                 struct qk_error *err);
+QK_API int qk_disk_write_vm_state(struct qk_disk *disk, uint64_t off, const void *buf, size_t len,
+                                  struct qk_error *err);
+
 /* Makes everything that completed before the call stable. MT-safe; concurrent calls merge. */
 QK_API int qk_disk_flush(struct qk_disk *disk, struct qk_error *err);
 

@@ -98,6 +98,15 @@ int image_status(struct image *img, guest_off_t off, uint64_t len, struct qk_ext
 int image_resize(struct image *img, uint64_t size, enum qk_prealloc prealloc, unsigned flags,
                  struct qk_error *err);
 
+/* ---- machine state, saved behind the disk (vm_state.c) ---- */
+/* Its guest address, behind all that L1 entries of the disk cover; QK_OFFSET_NONE: no room. */
+uint64_t image_vm_state_off(const struct image *img);
+/* Byte `pos` of it on. What was never written reads as zero. -EFBIG: more than L1 can map. */
+int image_vm_state_readv(struct image *img, uint64_t pos, const struct iovec *iov, int iovcnt,
+                         struct qk_error *err);
+int image_vm_state_writev(struct image *img, uint64_t pos, const struct iovec *iov, int iovcnt,
+                          struct qk_error *err);
+
 /* ---- for check and repair (exclusive use of the image) ---- */
 
 /* Forgets every cached table and re-reads header, L1 and refcount table from the file. */

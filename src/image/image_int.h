@@ -193,6 +193,15 @@ int image_zero_held(struct image *img, guest_off_t off, uint64_t len, unsigned f
 int image_read_held(struct image *img, guest_off_t off, const struct iovec *iov, int iovcnt,
                     struct qk_error *err);
 
+/* ---- resize.c ---- */
+/* L1 gets room for `count` entries; the caller holds the whole disk. */
+int l1_grow(struct image *img, uint64_t count, struct qk_error *err);
+
+/* ---- vm_state.c ---- */
+/* Before the disk grows to `size` bytes: machine state that would become part of it is zeroed. The
+ * caller holds the whole disk. */
+int image_vm_state_forget(struct image *img, uint64_t size, struct qk_error *err);
+
 /* ---- flush.c ---- */
 /* Writes all metadata in its order; final: also the refcounts of a lazy image. */
 int image_writeback(struct image *img, bool final, struct qk_error *err);

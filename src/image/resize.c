@@ -99,8 +99,7 @@ static int l1_move(struct image *img, uint64_t count, struct qk_error *err)
     return old.count ? free_queue(img, old, err) : 0;
 }
 
-/* L1 gets room for `count` entries; the caller holds the whole disk. */
-static int l1_grow(struct image *img, uint64_t count, struct qk_error *err)
+int l1_grow(struct image *img, uint64_t count, struct qk_error *err)
 {
     if (count <= img->l1_count)
         return 0;
@@ -197,6 +196,8 @@ static int grow_held(struct image *img, uint64_t size, enum qk_prealloc prealloc
     int ret = image_begin_writing(img, err);
     if (ret == 0)
         ret = l1_grow(img, geometry_l1_entries(&img->g, size), err);
+    if (ret == 0)
+        ret = image_vm_state_forget(img, size, err);
     if (ret == 0)
         ret = hide_backing(img, old_size, size, err);
     if (ret == 0 && prealloc != QK_PREALLOC_OFF)

@@ -184,6 +184,36 @@ int qk_disk_flush(struct qk_disk *disk, struct qk_error *err)
     return disk->node->io.writable ? io_flush(&disk->node->io, err) : 0;
 }
 
+/* ---- machine state ----------------------------------------------------------------------- */
+
+static int refuse_vm_state(struct node *node, struct qk_error *err)
+{
+    return qk_fail(err, -ENOTSUP, "Images of format '%s' cannot hold machine state",
+                   node->driver->name);
+}
+
+int qk_disk_read_vm_state(struct qk_disk *disk, uint64_t off, void *buf, size_t len,
+                          struct qk_error *err)
+{
+    struct node *node = disk->node;
+    if (!node->image)
+        return refuse_vm_state(node, err);
+    return image_vm_state_readv(node->image, off, &(struct iovec){buf, len}, 1, err);
+}
+
+int qk_disk_write_vm_state(struct qk_disk *disk, uint64_t off, const void *buf, size_t len,
+                           struct qk_error *err)
+{
+    struct node *node = disk->node;
+    if (!node->image)
+        return refuse_vm_state(node, err);
+    if (!node->io.writable)
+        return qk_fail_at(err, -EROFS, WHERE(node->io.name, NULL, off), "opened read-only");
+    struct iovec iov = {(void *)(uintptr_t)buf, len};
+    int ret = image_vm_state_writev(node->image, off, &iov, 1, err);
+    return ret < 0 ? ret : settle(node, 0, err);
+}
+
 /* ---- status, size, check ----------------------------------------------------------------- */
 
 int qk_disk_status(struct qk_disk *disk, uint64_t off, uint64_t len, unsigned flags,

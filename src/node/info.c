@@ -59,16 +59,6 @@ static const char *extension_text(struct node *node, uint32_t type, char **kept)
     return *kept;
 }
 
-/* Where saved machine state begins: behind the last guest cluster that an L1 entry can cover. */
-static uint64_t vm_state_off(const struct image *img)
-{
-    const struct geometry *g = image_geometry(img);
-    uint64_t off;
-    if (!try_round_up(image_size(img), UINT64_C(1) << (g->cluster_bits + g->l2_bits), &off))
-        return QK_OFFSET_NONE;
-    return off;
-}
-
 static void fill_qcow2(struct node *node, struct qk_info *info)
 {
     static const char *const encryption[] = {NULL, "aes", "luks"};
@@ -83,7 +73,7 @@ static void fill_qcow2(struct node *node, struct qk_info *info)
         info->backing_full = backing_full(node, info->backing_file);
     info->snapshot_count = h->snapshot_count;
     info->bitmap_count = bitmaps_count(node->image);
-    info->vm_state_off = vm_state_off(node->image);
+    info->vm_state_off = image_vm_state_off(node->image);
     info->qcow2 = (struct qk_info_qcow2){
         .version = h->version,
         .refcount_bits = g->refcount_bits,

@@ -97,13 +97,23 @@ int request_fill_from(struct request *request, const char *file)
 bool request_fits(const struct request *request, struct qk_disk *disk)
 {
     uint64_t size = qk_disk_size(disk);
+    if (request->vm_state)
+        return true;
     return request->off <= size && request->len <= size - request->off;
+}
+
+static int transfer_vm_state(const struct request *request, struct qk_disk *disk)
+{
+    struct iovec *iov = request->iov;
+    if (request->kind == REQUEST_READ)
+        return qk_disk_read_vm_state(disk, request->off, iov->iov_base, iov->iov_len, NULL);
+    return qk_disk_write_vm_state(disk, request->off, iov->iov_base, iov->iov_len, NULL);
 }
 
 static int transfer(const struct request *request, struct qk_disk *disk)
 {
     if (request->vm_state)
-        return -ENOTSUP;
+        return transfer_vm_state(request, disk);
     if (!request_fits(request, disk))
         return -EIO;
     switch (request->kind) {
