@@ -13,14 +13,16 @@ struct walk {
     const uint8_t *bytes;
     size_t len;
     uint64_t cluster, clusters;
-    unsigned refcount_bits;
+    unsigned refcount_bits, cluster_bits;
     uint64_t reftable_off, reftable_entries;
-    uint16_t *refs;
+    uint16_t *refs;   /* per cluster: references */
+    uint16_t *packed; /* of these, those by compressed clusters, which may share */
     struct fsck *out;
 };
 
 static const uint64_t offset_mask = 0x00fffffffffffe00u;
-#define COPIED (UINT64_C(1) << 63)
+#define COPIED     (UINT64_C(1) << 63)
+#define COMPRESSED (UINT64_C(1) << 62)
 
 static void __attribute__((format(printf, 2, 3))) corrupt(struct walk *w, const char *fmt, ...)
 {
@@ -81,11 +83,32 @@ static void check_copied(struct walk *w, uint64_t entry, const char *what)
                 (unsigned long long)refcount_of(w, off / w->cluster));
 }
 
+/* Format, "Compressed Clusters Descriptor": offset in the low bits, then sectors beyond the first.
+ */
+static void use_compressed(struct walk *w, uint64_t entry)
+{
+    unsigned bits = 62 - (w->cluster_bits - 8);
+    uint64_t off = entry & ((UINT64_C(1) << bits) - 1);
+    uint64_t sectors = (entry & (COPIED - 1) & ~COMPRESSED) >> bits;
+    uint64_t end = (off / 512 + sectors + 1) * 512;
+    if (entry & COPIED || !off || end > w->clusters * w->cluster) {
+        corrupt(w, "compressed cluster at %#llx: COPIED, or outside the file",
+                (unsigned long long)off);
+        return;
+    }
+    for (uint64_t i = off / w->cluster; i <= (end - 1) / w->cluster; i++) {
+        w->refs[i]++;
+        w->packed[i]++;
+    }
+}
+
 static void walk_l2(struct walk *w, uint64_t table)
 {
     for (uint64_t i = 0; i < w->cluster / 8; i++) {
         uint64_t entry = read_u64(w, table + i * 8);
-        if (!(entry & offset_mask))
+        if (entry & COMPRESSED)
+            use_compressed(w, entry);
+        if (entry & COMPRESSED || !(entry & offset_mask))
             continue;
         check_copied(w, entry, "L2 entry");
         use(w, entry & offset_mask, w->cluster, "data cluster");
@@ -118,7 +141,7 @@ static void compare(struct walk *w)
 {
     for (uint64_t i = 0; i < w->clusters; i++) {
         uint64_t refcount = refcount_of(w, i);
-        if (w->refs[i] > 1)
+        if (w->refs[i] > 1 && w->packed[i] != w->refs[i])
             corrupt(w, "cluster %llu is used %u times", (unsigned long long)i, w->refs[i]);
         if (refcount < w->refs[i])
             corrupt(w, "cluster %llu: refcount %llu, %u references", (unsigned long long)i,
@@ -134,7 +157,8 @@ bool fsck_run(const uint8_t *bytes, size_t len, struct fsck *out)
     if (len < 104 || load_be32(bytes) != 0x514649fb)
         return false;
     struct walk w = {.bytes = bytes, .len = len, .out = out, .refcount_bits = 16};
-    w.cluster = UINT64_C(1) << load_be32(bytes + 20);
+    w.cluster_bits = load_be32(bytes + 20);
+    w.cluster = UINT64_C(1) << w.cluster_bits;
     w.clusters = (len + w.cluster - 1) / w.cluster;
     w.reftable_off = load_be64(bytes + 48);
     w.reftable_entries = load_be32(bytes + 56) * w.cluster / 8;
@@ -145,12 +169,14 @@ bool fsck_run(const uint8_t *bytes, size_t len, struct fsck *out)
     if (out->dirty)
         return true;
     w.refs = calloc(w.clusters, sizeof(*w.refs));
-    if (!w.refs)
+    w.packed = calloc(w.clusters, sizeof(*w.packed));
+    if (!w.refs || !w.packed)
         abort();
     use(&w, 0, 1, "header");
     walk_l1(&w, load_be64(bytes + 40), load_be32(bytes + 36));
     walk_refcounts(&w);
     compare(&w);
     free(w.refs);
+    free(w.packed);
     return true;
 }

@@ -1,7 +1,7 @@
 /*
  * fsck.h - a second opinion on an image: counts references from header, L1 and L2 tables and
  * compares them with the refcounts, in a few lines that share no code with the engine or its
- * check. Knows version 2 and 3, every refcount width, zero clusters; no snapshots, no compression.
+ * check. Knows version 2 and 3, every refcount width, zero and compressed clusters; no snapshots.
  */
 #ifndef QK_CRASH_FSCK_H
 #define QK_CRASH_FSCK_H

@@ -145,22 +145,40 @@ static int closed(struct recorder *rec)
     return -EBADF;
 }
 
-int rec_write(struct recorder *rec, uint64_t off, uint64_t len)
+static int write_pattern(struct recorder *rec, uint64_t off, uint64_t len, bool compressed)
 {
     size_t start = position(rec);
-    if (!rec->img)
-        return closed(rec);
-    len = fit(rec, &off, len);
     CLEANUP_FREE uint8_t *buf = malloc(len + 1);
     if (!buf)
         abort();
     model_pattern(model_next_op(&rec->model), off, buf, len);
+    for (uint64_t i = 0; compressed && i < len; i++) {
+        if ((off + i) % SECTOR > 15)
+            buf[i] = 7;
+    }
     guard(rec, true);
-    int ret = image_writev(rec->img, guest_off(off), &(struct iovec){buf, len}, 1, 0, &rec->error);
+    int ret = image_writev(rec->img, guest_off(off), &(struct iovec){buf, len}, 1,
+                           compressed ? QK_WRITE_COMPRESSED : 0, &rec->error);
     guard(rec, false);
     model_put(&rec->model, off, buf, len, ret == 0);
     end_op(rec, start, ret);
     return ret;
+}
+
+int rec_write(struct recorder *rec, uint64_t off, uint64_t len)
+{
+    len = fit(rec, &off, len);
+    return rec->img ? write_pattern(rec, off, len, false) : closed(rec);
+}
+
+int rec_write_compressed(struct recorder *rec, uint64_t off, uint64_t len)
+{
+    uint64_t cluster = UINT64_C(1) << rec->w->create.cluster_bits;
+    uint64_t end = round_up(off + len, cluster);
+    off = round_down(off, cluster);
+    len = fit(rec, &off, end - off);
+    rec_discard(rec, off, len);
+    return rec->img ? write_pattern(rec, off, len, true) : closed(rec);
 }
 
 int rec_zero(struct recorder *rec, uint64_t off, uint64_t len, unsigned flags)

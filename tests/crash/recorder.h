@@ -61,6 +61,8 @@ void recorder_free(struct recorder *rec);
 
 uint32_t rec_random(struct recorder *rec, uint32_t below);
 int rec_write(struct recorder *rec, uint64_t off, uint64_t len);
+/* Whole clusters around the range, discarded first, compressible content, stored compressed. */
+int rec_write_compressed(struct recorder *rec, uint64_t off, uint64_t len);
 int rec_zero(struct recorder *rec, uint64_t off, uint64_t len, unsigned flags);
 int rec_discard(struct recorder *rec, uint64_t off, uint64_t len);
 int rec_flush(struct recorder *rec);

@@ -48,9 +48,18 @@ static size_t shared_position(struct recorder *rec)
     return trace_count(thread_trace);
 }
 
+/* Whole clusters only, and only those that belong to this thread alone. */
+static void write_compressed(struct recorder *rec, uint64_t off)
+{
+    uint64_t cluster = UINT64_C(1) << rec->w->create.cluster_bits;
+    off = round_up(off, cluster);
+    if (off + cluster <= rec->model.end * SECTOR)
+        rec_write_compressed(rec, off, cluster);
+}
+
 static void step(struct recorder *rec)
 {
-    uint32_t what = rec_random(rec, 20);
+    uint32_t what = rec_random(rec, 22);
     uint64_t first = rec->model.first * SECTOR, end = rec->model.end * SECTOR;
     uint64_t off = first + round_down(rec_random(rec, (uint32_t)(end - first)), SECTOR);
     uint64_t len = SECTOR * (uint64_t)(1 + rec_random(rec, what == 0 ? 200 : 20));
@@ -61,8 +70,10 @@ static void step(struct recorder *rec)
         rec_zero(rec, off, len, what == 12 ? IO_ZERO_UNMAP : 0);
     else if (what < 17)
         rec_discard(rec, off, min_u64(8 * len, end - off));
-    else
+    else if (what < 20)
         rec_flush(rec);
+    else
+        write_compressed(rec, off);
 }
 
 static void *guest(void *arg)

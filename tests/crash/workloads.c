@@ -158,6 +158,25 @@ static void run_tiny_cache(struct recorder *rec)
     }
 }
 
+/* Compressed clusters share host clusters; writes to them unpack, discards free parts. */
+static void run_compressed(struct recorder *rec)
+{
+    for (int i = 0; i < 140; i++) {
+        uint32_t what = rec_random(rec, 10);
+        uint64_t off = somewhere(rec, 512);
+        if (what < 5)
+            rec_write_compressed(rec, off, 1 + rec_random(rec, 12 * K));
+        else if (what < 7)
+            rec_write(rec, off, 512 * (1 + rec_random(rec, 12)));
+        else if (what < 8)
+            rec_discard(rec, off, 16 * K);
+        else if (what < 9)
+            rec_zero(rec, off, 512 * (1 + rec_random(rec, 20)), 0);
+        else
+            rec_flush(rec);
+    }
+}
+
 /* ---- on which images ---- */
 
 /* Short names for a row's image: size, version, cluster bits, refcount order. */
@@ -208,5 +227,11 @@ const struct workload workloads[] = {
     {"tiny-cache", IMAGE(512 * K, 3, 9, 4), .options.l2_cache_bytes = 2 * K,
      .options.l2_slice_bytes = 512, .options.refcount_cache_bytes = 2 * K, .seed = 24,
      .run = run_tiny_cache},
+    {"compressed", IMAGE(256 * K, 3, 12, 4), .seed = 29, .run = run_compressed},
+    {"compressed-backing", IMAGE(256 * K, 3, 11, 4), .backing_bytes = 200 * K, .seed = 30,
+     .run = run_compressed},
+    {"compressed-64k", IMAGE(1 * M, 2, 16, 4), .seed = 31, .run = run_compressed},
+    {"compressed-lazy", IMAGE(128 * K, 3, 10, 4), .create.lazy_refcounts = true, .seed = 32,
+     .run = run_compressed},
 };
 const size_t workload_count = ARRAY_SIZE(workloads);
