@@ -80,6 +80,7 @@ convert -m text
 convert -r size
 convert -C flag
 convert -c flag
+convert --compress-level text
 convert -l text
 convert --salvage flag
 convert --bitmaps flag

@@ -51,9 +51,6 @@ static int workspace_new(struct image *img, struct workspace **out, struct qk_er
         return 0;
     }
     workspace_free(ws);
-    if (ret == -EINVAL)
-        return qk_fail(err, ret, "compression level %d does not exist",
-                       img->opts.compression_level);
     return qk_fail_nomem(err);
 }
 

@@ -138,9 +138,19 @@ static int load_allocator(struct image *img, struct qk_error *err)
     return ret < 0 ? ret : overlap_load(img, err);
 }
 
+static int judge_level(const struct image *img, struct qk_error *err)
+{
+    int max = codec_level_max((enum codec_type)img->h.compression_type);
+    if (img->opts.compression_level >= 0 && img->opts.compression_level <= max)
+        return 0;
+    return qk_fail(err, -EINVAL, "compression-level must be between 0 (the default) and %d", max);
+}
+
 static int load_tables(struct image *img, struct qk_error *err)
 {
     int ret = judge_features(img, err);
+    if (ret == 0)
+        ret = judge_level(img, err);
     if (ret == 0)
         ret = load_l1(img, err);
     if (ret == 0)

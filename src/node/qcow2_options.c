@@ -6,6 +6,7 @@
 #include "base/checked.h"
 
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -19,7 +20,7 @@ struct taken {
     struct image_options *image;
     struct cache_sizes cache;
     bool lazy_refcounts, pass_request, pass_snapshot, pass_other, no_unref;
-    uint64_t clean_interval;
+    uint64_t clean_interval, compression_level;
 };
 
 enum row_type { ROW_BOOL, ROW_SIZE };
@@ -39,6 +40,7 @@ static const struct option_row {
     {"l2-cache-entry-size", ROW_SIZE, offsetof(struct taken, cache.l2_entry)},
     {"refcount-cache-size", ROW_SIZE, offsetof(struct taken, cache.refcount)},
     {"cache-clean-interval", ROW_SIZE, offsetof(struct taken, clean_interval)},
+    {"compression-level", ROW_SIZE, offsetof(struct taken, compression_level)},
 };
 
 static const struct overlap_row {
@@ -161,5 +163,6 @@ int qcow2_take_options(struct node *node, struct options *opts, struct image_opt
     take_encryption(opts);
     out->lazy_refcounts = has_lazy ? t.lazy_refcounts : -1;
     out->discard_to_file = t.pass_request;
+    out->compression_level = (int)min_u64(t.compression_level, INT_MAX);
     return ret;
 }

@@ -16,13 +16,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OPT_TARGET_ZERO = OPT_LOCAL, OPT_SALVAGE, OPT_BITMAPS, OPT_SKIP_BROKEN };
+enum { OPT_TARGET_ZERO = OPT_LOCAL, OPT_SALVAGE, OPT_BITMAPS, OPT_SKIP_BROKEN, OPT_LEVEL };
 
 #define SECTOR          512
 #define SPARSE_DEFAULT  4096
 #define SPARSE_MAX      (UINT64_C(16) << 20)
 #define WORKERS_MAX     16
 #define WORKERS_DEFAULT 8
+#define ZLIB_LEVEL_MAX  9
+#define ZSTD_LEVEL_MAX  19
 
 static const struct opt_desc options[] = {
     OPT_FORMAT,
@@ -48,6 +50,9 @@ static const struct opt_desc options[] = {
     {'C', NULL, NULL, "let the system copy without looking at the content", OPT_KIND_FLAG, NULL, 0,
      0, NULL},
     {'c', NULL, NULL, "compress the new image", OPT_KIND_FLAG, NULL, 0, 0, NULL},
+    {OPT_LEVEL, "compress-level", "N",
+     "with -c: 1 (fastest) to 9 for zlib or 19 for zstd (smallest)", OPT_KIND_TEXT, NULL, 0, 0,
+     NULL},
     {'l', NULL, "SNAPSHOT", "convert an internal snapshot, by id or name", OPT_KIND_TEXT, NULL, 0,
      0, NULL},
     {OPT_SALVAGE, "salvage", NULL, "turn what cannot be read into zeroes and go on", OPT_KIND_FLAG,
@@ -71,6 +76,8 @@ static const struct opt_desc options[] = {
 
 static const struct cmd_text examples[] = {
     {"convert -O qcow2 disk.raw disk.qcow2", "a qcow2 image of a raw disk; zeroes take no space"},
+    {"convert -c -O qcow2 -o compression_type=zstd disk.raw small.qcow2",
+     "a compressed image; what is written to it later is not compressed"},
     {"convert -p -W -m 16 disk.qcow2 disk.raw", "the other way, as fast as it goes, with progress"},
     {"convert -O qcow2 -B base.qcow2 -F qcow2 old.qcow2 new.qcow2",
      "rewrite an overlay; base.qcow2 stays its backing file"},
@@ -98,6 +105,8 @@ struct convert {
     struct keyvals create; /* -o, -B and -F */
     const char *backing;   /* of the target; NULL: none */
     char *snapshot;        /* owned */
+    char *level;           /* the same: an option for the target */
+    const char *target_options[2];
     bool create_target;
     struct progress progress;
 };
@@ -139,6 +148,27 @@ static int parse_workers(struct convert *c)
     return -1;
 }
 
+/* The library judges the level, too, but only when there is a target. */
+static int parse_level(struct convert *c)
+{
+    const char *text = opts_string(c->opts, OPT_LEVEL);
+    if (!text)
+        return -1;
+    const char *type = keyvals_get(&c->create, "compression_type");
+    int max = c->create_target && (!type || strcmp(type, "zstd")) ? ZLIB_LEVEL_MAX : ZSTD_LEVEL_MAX;
+    char *end;
+    errno = 0;
+    long level = strtol(text, &end, 10);
+    if (errno || end == text || *end || level < 1 || level > max) {
+        report_error("Invalid compression level. Allowed are 1 to %d for zlib, 1 to %d for zstd",
+                     ZLIB_LEVEL_MAX, ZSTD_LEVEL_MAX);
+        return 1;
+    }
+    c->level = xprintf("compression-level=%ld", level);
+    c->target_options[0] = c->level;
+    return -1;
+}
+
 /* Two options of which one excludes (or, with `needs`, requires) the other. */
 static int check_combinations(const struct opts *opts)
 {
@@ -152,6 +182,7 @@ static int check_combinations(const struct opts *opts)
         {'C', 'S', false, "Cannot enable copy offloading when -S is used"},
         {'C', OPT_SALVAGE, false, "Cannot use copy offloading in salvaging mode"},
         {OPT_TARGET_IMAGE_OPTS, 'n', true, "--target-image-opts requires use of -n flag"},
+        {OPT_LEVEL, 'c', true, "Use of --compress-level requires -c"},
         {'o', 'n', false, "-o has no effect when skipping image creation"},
         {OPT_TARGET_ZERO, 'n', true, "--target-is-zero requires use of -n flag"},
     };
@@ -245,6 +276,8 @@ static int set_requests(struct convert *c)
         .flags = QK_OPEN_RDWR | (c->how.sparse_bytes ? QK_OPEN_UNMAP : 0u),
         .quiet = c->source_request.quiet,
     };
+    if (c->level)
+        c->target_request.options = c->target_options;
     return cache_mode_option(c->opts, 't', "unsafe", &c->target_request.flags);
 }
 
@@ -274,6 +307,8 @@ static int parse(struct convert *c)
         status = parse_sparse(c);
     if (status < 0)
         status = parse_workers(c);
+    if (status < 0)
+        status = parse_level(c);
     if (status < 0)
         status = check_combinations(opts);
     if (status < 0 && help)
@@ -438,5 +473,6 @@ int cmd_convert(int argc, char **argv)
     status = run(&c);
     keyvals_free(&c.create);
     free(c.snapshot);
+    free(c.level);
     return status;
 }
