@@ -263,9 +263,10 @@ int stored_refcount(struct check *c, uint64_t cluster, uint64_t *value, struct q
         return qk_fail_nomem(err);
     if (slot->off != c->reftable.ptr[b]) {
         slot->off = 0;
-        int ret = io_read(c->file, c->reftable.ptr[b], slot->bytes, c->g->cluster_bytes, err);
-        if (ret < 0)
-            return ret;
+        if (io_read(c->file, c->reftable.ptr[b], slot->bytes, c->g->cluster_bytes, NULL) < 0) {
+            unreadable(c, b);
+            return -ENOENT;
+        }
         slot->off = c->reftable.ptr[b];
     }
     *value = c->ops->get(slot->bytes, cluster & (block_clusters(c) - 1));

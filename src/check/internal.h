@@ -191,7 +191,7 @@ uint64_t block_clusters(const struct check *c); /* refcounts in one block */
 uint64_t block_next(const struct check *c, uint64_t b);
 enum block_state block_state(const struct check *c, uint64_t b);
 int compare_run(struct check *c, struct qk_error *err);
-/* The refcount in the file. -ENOENT: its block is damaged. */
+/* The refcount in the file. -ENOENT: its block is damaged or unreadable, which is reported. */
 int stored_refcount(struct check *c, uint64_t cluster, uint64_t *value, struct qk_error *err);
 void block_cache_drop(struct check *c);
 /* What sixteen equal refcounts look like in a block, for counts 0 to 3. */

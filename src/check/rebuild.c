@@ -173,9 +173,10 @@ static int keep_leaks(struct check *c, struct qk_error *err)
         uint64_t at = b * block_clusters(c), end = min_u64(at + block_clusters(c), c->clusters);
         for (; at < end; at++) {
             uint64_t stored, count = refmap_count(&c->refs, at);
-            int ret = stored_refcount(c, at, &stored, err);
-            if (ret < 0)
-                return ret;
+            if (stored_refcount(c, at, &stored, err) < 0)
+                return qk_fail_at(err, -EIO,
+                                  WHERE(c->file->name, "refcount block", c->reftable.ptr[b]),
+                                  "cannot read the refcounts of clusters that must be kept");
             const struct refmap_span span = {at, 1};
             if (stored > count && refmap_add(&c->refs, span, stored - count, 0) < 0)
                 return qk_fail_nomem(err);
@@ -184,18 +185,21 @@ static int keep_leaks(struct check *c, struct qk_error *err)
     return 0;
 }
 
-/* The old structure's clusters are free once the header names the new one. */
-static void release_old(struct check *c)
+/* The old structure's clusters are free once the header names the new one; `counted`: not yet. */
+static int count_old(struct check *c, bool counted)
 {
-    struct refmap_span table;
+    struct refmap_span span;
+    int ret = 0;
     if (range_span(c, c->h->reftable_off, (uint64_t)c->h->reftable_clusters << c->g->cluster_bits,
-                   &table))
-        refmap_drop(&c->refs, table);
-    for (size_t b = 0; b < c->reftable.len; b++) {
-        const struct refmap_span block = {c->reftable.ptr[b] >> c->g->cluster_bits, 1};
-        if (c->blocks[b] & BLOCK_COUNTED)
-            refmap_drop(&c->refs, block);
+                   &span))
+        ret = counted ? refmap_add(&c->refs, span, 1, 0) : (refmap_drop(&c->refs, span), 0);
+    for (size_t b = 0; ret == 0 && b < c->reftable.len; b++) {
+        span = (struct refmap_span){c->reftable.ptr[b] >> c->g->cluster_bits, 1};
+        if (!(c->blocks[b] & BLOCK_COUNTED))
+            continue;
+        ret = counted ? refmap_add(&c->refs, span, 1, 0) : (refmap_drop(&c->refs, span), 0);
     }
+    return ret;
 }
 
 static void block_fill(const struct rebuild *r, const struct patterns *p, uint64_t b, uint8_t *out)
@@ -265,9 +269,7 @@ static int switch_over(const struct rebuild *r, struct qk_error *err)
     uint8_t fields[12];
     store_be64(fields, r->table << r->c->g->cluster_bits);
     store_be32(fields + 8, (uint32_t)r->table_clusters);
-    int ret = io_flush(r->c->file, err);
-    if (ret == 0)
-        ret = io_write(r->c->file, HEADER_REFTABLE_OFF, fields, sizeof(fields), 0, err);
+    int ret = io_write(r->c->file, HEADER_REFTABLE_OFF, fields, sizeof(fields), 0, err);
     return ret < 0 ? ret : io_flush(r->c->file, err);
 }
 
@@ -296,16 +298,22 @@ static int adopt(struct rebuild *r, struct qk_error *err)
     return 0;
 }
 
-static int rebuild_write(struct rebuild *r, struct qk_error *err)
+/* Nothing names the new clusters yet: on failure all is as it was, the file's length included. */
+static int write_beside(struct rebuild *r, struct qk_error *err)
 {
-    uint64_t old_bytes = r->c->file_bytes;
+    struct check *c = r->c;
+    count_old(c, false);
     int ret = write_blocks(r, err);
     if (ret == 0)
         ret = write_table(r, err);
-    /* Nothing names the new clusters yet: take back what the file grew by. */
-    if (ret < 0 && r->end << r->c->g->cluster_bits > old_bytes)
-        io_resize(r->c->file, old_bytes, QK_PREALLOC_OFF, NULL);
-    return ret < 0 ? ret : switch_over(r, err);
+    if (ret == 0)
+        ret = io_flush(c->file, err);
+    if (ret == 0)
+        return 0;
+    if (r->end << c->g->cluster_bits > c->file_bytes)
+        io_resize(c->file, c->file_bytes, QK_PREALLOC_OFF, NULL);
+    forget_places(r);
+    return count_old(c, true) < 0 ? qk_fail_nomem(err) : ret;
 }
 
 int rebuild_run(struct check *c, struct qk_error *err)
@@ -315,10 +323,10 @@ int rebuild_run(struct check *c, struct qk_error *err)
     int ret = c->actions & ACT_LOWER ? 0 : keep_leaks(c, err);
     if (ret == 0)
         ret = find_places(&r, err);
-    if (ret == 0) {
-        release_old(c);
-        ret = rebuild_write(&r, err);
-    }
+    if (ret == 0)
+        ret = write_beside(&r, err);
+    if (ret == 0 && (ret = switch_over(&r, err)) < 0)
+        ret = -EIO; /* which structure is in force is unknown: no other way may be tried */
     if (ret == 0)
         ret = adopt(&r, err);
     u64_vec_free(&r.blocks);
