@@ -344,17 +344,41 @@ static void file_size_limit(void)
     CHECK_OK(io_close(io, NULL));
 }
 
+static bool put_text(const char *path, const char *text)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    bool done = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+    close(fd);
+    return done;
+}
+
+/* A tmpfs that nobody else sees; without root, by being root of a user namespace of our own. */
+static bool mount_small(const char *dir)
+{
+    char map[2][40];
+    snprintf(map[0], sizeof(map[0]), "0 %u 1", getuid());
+    snprintf(map[1], sizeof(map[1]), "0 %u 1", getgid());
+    bool root = getuid() == 0;
+    if (unshare(CLONE_NEWNS | (root ? 0 : CLONE_NEWUSER)) < 0)
+        return false;
+    if (!root &&
+        !(put_text("/proc/self/setgroups", "deny") && put_text("/proc/self/uid_map", map[0]) &&
+          put_text("/proc/self/gid_map", map[1])))
+        return false;
+    return mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 && mkdir(dir, 0700) == 0 &&
+           mount("tmpfs", dir, "tmpfs", 0, "size=2m") == 0;
+}
+
 static void full_disk(void)
 {
     static uint8_t bytes[1 << 20], back[1 << 20];
-    if (unshare(CLONE_NEWNS | (getuid() ? CLONE_NEWUSER : 0)) < 0 ||
-        mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 || mkdir("full", 0700) < 0 ||
-        mount("tmpfs", "full", "tmpfs", 0, "size=2m") < 0) {
+    if (!mount_small("full")) {
         SKIP("no tmpfs of our own to fill");
         return;
     }
     memset(bytes, 9, sizeof(bytes));
     struct qk_io *io = open_plain("full/file");
+    REQUIRE(io);
     CHECK_OK(io_write(io, 0, bytes, sizeof(bytes), 0, NULL));
     check_growth_fails(io, -ENOSPC, sizeof(bytes));
     int ret = 0;
