@@ -335,6 +335,23 @@ struct qk_bitmap_info {
 QK_API int qk_disk_bitmap(struct qk_disk *disk, uint32_t index, struct qk_bitmap_info *info,
                           struct qk_error *err);
 
+/* ---- breakpoints ------------------------------------------------------------------------- */
+
+/*
+ * For tests: the next request of a disk over blkdebug that comes to `event` ("l2_load",
+ * "write_aio", ...) stops there, under the name `tag`, until it is resumed or the breakpoint is
+ * removed; the call that made the request waits meanwhile. -ENOTSUP: the disk is not over blkdebug;
+ * -ENOENT: no such event. MT-safe.
+ */
+QK_API int qk_disk_set_break(struct qk_disk *disk, const char *event, const char *tag,
+                             struct qk_error *err);
+/* Removes it and lets its requests go on. -ENOENT: no such tag. MT-safe. */
+QK_API int qk_disk_remove_break(struct qk_disk *disk, const char *tag, struct qk_error *err);
+/* Lets a stopped request go on. -ENOENT: none has stopped under that name. MT-safe. */
+QK_API int qk_disk_resume(struct qk_disk *disk, const char *tag, struct qk_error *err);
+/* 1 when a request has stopped under that name, else 0. MT-safe. */
+QK_API int qk_disk_is_stopped(struct qk_disk *disk, const char *tag, struct qk_error *err);
+
 /* ---- long work --------------------------------------------------------------------------- */
 
 /*

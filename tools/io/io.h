@@ -89,6 +89,7 @@ struct session {
     struct qk_disk *disk; /* NULL: no file open */
     struct image_spec spec;
     struct request_queue *queue;
+    struct keyvals breaks; /* tags of the breakpoints that were set */
     bool read_only;
     bool misalign; /* -m: odd memory addresses, for testing direct I/O */
     bool quit;

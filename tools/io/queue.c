@@ -86,6 +86,14 @@ void queue_submit(struct request_queue *queue, struct request *request, struct q
     pthread_attr_destroy(&attr);
 }
 
+bool queue_is_busy(struct request_queue *queue)
+{
+    pthread_mutex_lock(&queue->lock);
+    bool busy = queue->running > 0;
+    pthread_mutex_unlock(&queue->lock);
+    return busy;
+}
+
 void queue_reap(struct request_queue *queue, bool all)
 {
     if (all)

@@ -71,6 +71,8 @@ struct request_queue *queue_new(void);
 void queue_free(struct request_queue *queue);
 /* Takes the request over and starts it; waits when too many are under way. */
 void queue_submit(struct request_queue *queue, struct request *request, struct qk_disk *disk);
+/* Something has not finished yet. */
+bool queue_is_busy(struct request_queue *queue);
 /* Prints and frees what is finished; `all`: waits until everything is. */
 void queue_reap(struct request_queue *queue, bool all);
 

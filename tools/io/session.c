@@ -119,8 +119,20 @@ int session_open(struct session *session, struct image_spec *spec)
     return 0;
 }
 
+/* A request that nobody lets go on would keep the program from ending. */
+static void remove_breaks(struct session *session)
+{
+    for (size_t i = 0; i < session->breaks.count; i++) {
+        TEXT_CLEANUP char *tag = xstrdup(session->breaks.item[i]);
+        tag[strcspn(tag, "=")] = '\0';
+        qk_disk_remove_break(session->disk, tag, NULL);
+    }
+    keyvals_free(&session->breaks);
+}
+
 int session_close(struct session *session)
 {
+    remove_breaks(session);
     queue_reap(session->queue, true);
     int failed = session->disk ? close_image(session->disk) : 0;
     session->disk = NULL;
