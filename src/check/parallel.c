@@ -32,9 +32,8 @@ static void *worker(void *opaque)
 {
     struct pool *p = opaque;
     struct qk_error err = {0};
-    CLEANUP_FREE void *scratch = NULL;
-    if (posix_memalign(&scratch, 4096, p->job->scratch_bytes)) {
-        scratch = NULL;
+    CLEANUP_FREE void *scratch = aligned_alloc(4096, round_up(p->job->scratch_bytes, 4096));
+    if (!scratch) {
         pool_fail(p, qk_fail_nomem(&err), &err);
         return NULL;
     }

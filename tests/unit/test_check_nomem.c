@@ -1,0 +1,59 @@
+/*
+ * test_check_nomem.c - the Nth allocation of memory of a check or a repair fails, for every N until
+ * it passes: the failure is reported, no guest data is lost, and a repair afterwards ends clean.
+ */
+#include "check_test.h"
+#include "nomem.h"
+
+static void damage(struct qk_io *io)
+{
+    write_be64(io, l2_place(io, 30), read_be64(io, l2_place(io, 4)));
+    write_be64(io, l2_place(io, 6), read_be64(io, l2_place(io, 6)) | 4);
+    set_refcount(io, host_cluster(io, 9), 3);
+    set_refcount(io, 0, 0);
+}
+
+/* True when the run got through. A check that says nothing is wrong must be right. */
+static bool one_run(const uint8_t *base, size_t bytes, unsigned fix, long nth)
+{
+    struct qk_io *mem = NULL;
+    struct findings f;
+    struct qk_check_result said, is;
+    CHECK_OK(io_mem_open(base, bytes, 0, &mem, NULL));
+    struct image *img = open_for_check(mem, fix != 0);
+    countdown = nth;
+    int ret = run_check(img, fix, &f, &said);
+    bool failed = countdown < 0;
+    countdown = -1;
+    image_abandon(img);
+    CHECK(ret == 0 || ret == -ENOMEM);
+    CHECK_OK(check_store(mem, 0, &f, &is));
+    if (ret == 0 && !said.check_errors)
+        CHECK_EQ(is.corruptions + is.leaks, said.corruptions + said.leaks);
+    CHECK(data_intact(mem) || is.corruptions);
+    CHECK_OK(check_store(mem, QK_FIX_LEAKS | QK_FIX_ERRORS, &f, &is));
+    CHECK_EQ(is.corruptions, 1); /* the reserved bit of entry 6 */
+    CHECK_EQ(is.leaks + is.check_errors, 0);
+    io_close(mem, NULL);
+    return !failed;
+}
+
+static void test_allocations(unsigned fix)
+{
+    struct qk_io *io = make_image(12, 4);
+    size_t bytes;
+    damage(io);
+    const uint8_t *base = io_mem_data(io, &bytes);
+    long nth = 0;
+    while (!one_run(base, bytes, fix, nth))
+        nth++;
+    CHECK(nth > 8);
+    io_close(io, NULL);
+}
+
+int main(void)
+{
+    test_allocations(0);
+    test_allocations(QK_FIX_LEAKS | QK_FIX_ERRORS);
+    return TEST_SUMMARY();
+}
