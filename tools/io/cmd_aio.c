@@ -8,26 +8,6 @@
 
 #include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
-
-static int take_pattern(struct request *request, const struct args *args)
-{
-    return args_given(args, 'P') ? word_pattern(args_value(args, 'P'), &request->pattern) : 0;
-}
-
-/* Offset and lengths, and memory when it will be used: a request outside the image only fails. */
-static int take_vector(struct request *request, const struct args *args, struct session *session)
-{
-    size_t *lengths;
-    int ret = word_bytes(args->operand[0], &request->off);
-    if (ret)
-        return ret;
-    ret = word_lengths(args->operand + 1, args->count - 1, &lengths, &request->len);
-    if (!ret && request_fits(request, session->disk))
-        ret = request_allocate(request, session, lengths, args->count - 1);
-    free(lengths);
-    return ret;
-}
 
 /* Starts *request and takes it away from the caller. */
 static int submit(struct session *session, struct request **request)
@@ -45,12 +25,9 @@ int do_aio_read(struct session *session, const struct args *args)
     }
     REQUEST_CLEANUP struct request *request = request_new(REQUEST_READ, "readv", args);
     request->verify = args_given(args, 'P');
-    int ret = take_pattern(request, args);
-    if (ret)
-        return ret;
-    if (args->count < 2)
-        return command_usage(args->command);
-    ret = take_vector(request, args, session);
+    int ret = request_take_pattern(request, args);
+    if (!ret)
+        ret = request_take_vector(request, args, session);
     request->verify_len = request->len;
     return ret ? ret : submit(session, &request);
 }
@@ -67,7 +44,7 @@ static const char *conflict(const struct args *args)
 
 static int take_write(struct request *request, const struct args *args, struct session *session)
 {
-    int ret = take_pattern(request, args);
+    int ret = request_take_pattern(request, args);
     if (ret)
         return ret;
     if (args->count < 2)
@@ -80,7 +57,7 @@ static int take_write(struct request *request, const struct args *args, struct s
     request->flags =
         (args_given(args, 'f') ? QK_WRITE_FUA : 0u) | (args_given(args, 'u') ? QK_WRITE_UNMAP : 0u);
     if (request->kind == REQUEST_WRITE)
-        return take_vector(request, args, session);
+        return request_take_vector(request, args, session);
     ret = word_bytes(args->operand[0], &request->off);
     return ret ? ret : word_bytes(args->operand[1], &request->len);
 }

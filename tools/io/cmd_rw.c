@@ -9,7 +9,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
-#include <stdlib.h>
 
 /* Offset and length, the two operands of a request with one buffer. */
 static int take_range(struct request *request, const struct args *args, bool any_length)
@@ -55,10 +54,8 @@ static int allocate_and_perform(struct request *request, struct session *session
 static int take_verify(struct request *request, const struct args *args)
 {
     const char *from = args_value(args, 's'), *len = args_value(args, 'l');
-    int ret = 0;
     request->verify = args_given(args, 'P');
-    if (request->verify)
-        ret = word_pattern(args_value(args, 'P'), &request->pattern);
+    int ret = request_take_pattern(request, args);
     if (!ret && len)
         ret = word_bytes(len, &request->verify_len);
     if (!ret && from)
@@ -96,28 +93,12 @@ int do_read(struct session *session, const struct args *args)
     return ret ? ret : allocate_and_perform(request, session);
 }
 
-/* The operands of readv and writev, with memory for them. */
-static int take_vector(struct request *request, const struct args *args, struct session *session)
-{
-    if (args->count < 2)
-        return command_usage(args->command);
-    int ret = word_bytes(args->operand[0], &request->off);
-    if (ret)
-        return ret;
-    size_t *lengths;
-    ret = word_lengths(args->operand + 1, args->count - 1, &lengths, &request->len);
-    if (!ret && request_fits(request, session->disk))
-        ret = request_allocate(request, session, lengths, args->count - 1);
-    free(lengths);
-    return ret;
-}
-
 int do_readv(struct session *session, const struct args *args)
 {
     REQUEST_CLEANUP struct request *request = request_new(REQUEST_READ, "readv", args);
     int ret = take_verify(request, args);
     if (!ret)
-        ret = take_vector(request, args, session);
+        ret = request_take_vector(request, args, session);
     if (ret)
         return ret;
     request->verify_len = request->len;
@@ -159,7 +140,7 @@ static unsigned write_flags(const struct args *args)
 
 static int take_write(struct request *request, const struct args *args)
 {
-    int ret = args_given(args, 'P') ? word_pattern(args_value(args, 'P'), &request->pattern) : 0;
+    int ret = request_take_pattern(request, args);
     if (ret)
         return ret;
     if (args->count != 2)
@@ -194,9 +175,9 @@ int do_write(struct session *session, const struct args *args)
 int do_writev(struct session *session, const struct args *args)
 {
     REQUEST_CLEANUP struct request *request = request_new(REQUEST_WRITE, "writev", args);
-    int ret = args_given(args, 'P') ? word_pattern(args_value(args, 'P'), &request->pattern) : 0;
+    int ret = request_take_pattern(request, args);
     if (!ret)
-        ret = take_vector(request, args, session);
+        ret = request_take_vector(request, args, session);
     if (ret)
         return ret;
     request->flags = args_given(args, 'f') ? QK_WRITE_FUA : 0;

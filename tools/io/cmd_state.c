@@ -27,39 +27,12 @@ static int add_options(struct keyvals *list, const struct args *args)
     return 0;
 }
 
-/* Letters of `open` that stand for a flag each. */
-static const struct {
-    char letter;
-    unsigned flag;
-} open_flags[] = {
-    {'s', QK_OPEN_SNAPSHOT},
-    {'C', QK_OPEN_COPY_ON_READ},
-    {'U', QK_OPEN_FORCE_SHARE},
-};
-
-static int take_modes(struct image_spec *spec, const struct args *args)
-{
-    for (size_t i = 0; i < sizeof(open_flags) / sizeof(*open_flags); i++)
-        spec->flags |= args_given(args, open_flags[i].letter) ? open_flags[i].flag : 0u;
-    if (!args_given(args, 'r'))
-        spec->flags |= QK_OPEN_RDWR;
-    const char *cache = args_given(args, 'n') ? "none" : args_value(args, 't');
-    const char *aio = args_given(args, 'k') ? "native" : args_value(args, 'i');
-    const char *discard = args_value(args, 'd');
-    int ret = args_given(args, 't') ? spec_set_cache(spec, args_value(args, 't')) : 0;
-    if (!ret && cache)
-        ret = spec_set_cache(spec, cache);
-    if (!ret && discard)
-        ret = spec_set_discard(spec, discard);
-    if (!ret && aio)
-        ret = spec_set_aio(spec, aio);
-    return ret ? ret : add_options(&spec->options, args);
-}
-
 int do_open(struct session *session, const struct args *args)
 {
     struct image_spec spec = {.flags = SPEC_DEFAULT_FLAGS};
-    int ret = take_modes(&spec, args);
+    int ret = spec_take_modes(&spec, &args->opts);
+    if (!ret)
+        ret = add_options(&spec.options, args);
     if (!ret && args->count > 1)
         ret = command_usage(args->command);
     if (!ret && session->disk) {

@@ -101,10 +101,10 @@ int session_open(struct session *session, struct image_spec *spec);
 int session_close(struct session *session);
 void image_spec_free(struct image_spec *spec);
 
-/* The arguments of -t, -d and -i, as the program and `open` take them. -EINVAL: reported. */
+/* What the program and `open` say with -r, -s, -C, -U, -t, -n, -d, -i and -k. -EINVAL: reported. */
+int spec_take_modes(struct image_spec *spec, const struct opts *opts);
+/* A cache mode in place of the one before. -EINVAL: reported. */
 int spec_set_cache(struct image_spec *spec, const char *mode);
-int spec_set_discard(struct image_spec *spec, const char *mode);
-int spec_set_aio(struct image_spec *spec, const char *mode);
 /* What qemu-io opens with when nothing else is said: each write stable, discards passed on. */
 #define SPEC_DEFAULT_FLAGS (QK_OPEN_WRITETHROUGH | QK_OPEN_UNMAP)
 

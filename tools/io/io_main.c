@@ -58,33 +58,6 @@ const struct cmd_desc desc_io = {
     .statuses = statuses,
 };
 
-static const struct {
-    char letter;
-    unsigned flag;
-} flag_options[] = {
-    {'s', QK_OPEN_SNAPSHOT},
-    {'C', QK_OPEN_COPY_ON_READ},
-    {'U', QK_OPEN_FORCE_SHARE},
-};
-
-static int take_modes(struct image_spec *spec, const struct opts *opts)
-{
-    for (size_t i = 0; i < sizeof(flag_options) / sizeof(*flag_options); i++)
-        spec->flags |= opts_given(opts, flag_options[i].letter) ? flag_options[i].flag : 0u;
-    if (!opts_given(opts, 'r'))
-        spec->flags |= QK_OPEN_RDWR;
-    const char *cache = opts_string(opts, 't'), *discard = opts_string(opts, 'd');
-    const char *aio = opts_given(opts, 'k') ? "native" : opts_string(opts, 'i');
-    int ret = cache ? spec_set_cache(spec, cache) : 0;
-    if (!ret && opts_given(opts, 'n'))
-        ret = spec_set_cache(spec, "none");
-    if (!ret && discard)
-        ret = spec_set_discard(spec, discard);
-    if (!ret && aio)
-        ret = spec_set_aio(spec, aio);
-    return ret;
-}
-
 /* The operand: a file name, or with --image-opts all there is to say. */
 static int take_operand(struct image_spec *spec, const struct opts *opts)
 {
@@ -109,7 +82,7 @@ static int take_operand(struct image_spec *spec, const struct opts *opts)
 static int open_operand(struct session *session, const struct opts *opts)
 {
     struct image_spec spec = {.flags = SPEC_DEFAULT_FLAGS};
-    int ret = take_modes(&spec, opts);
+    int ret = spec_take_modes(&spec, opts);
     if (!ret && opts->operand_count)
         ret = take_operand(&spec, opts);
     if (!ret && opts->operand_count)

@@ -70,6 +70,27 @@ int request_allocate(struct request *request, const struct session *session, con
     return 0;
 }
 
+int request_take_pattern(struct request *request, const struct args *args)
+{
+    return args_given(args, 'P') ? word_pattern(args_value(args, 'P'), &request->pattern) : 0;
+}
+
+int request_take_vector(struct request *request, const struct args *args,
+                        const struct session *session)
+{
+    if (args->count < 2)
+        return command_usage(args->command);
+    int ret = word_bytes(args->operand[0], &request->off);
+    if (ret)
+        return ret;
+    size_t *lengths;
+    ret = word_lengths(args->operand + 1, args->count - 1, &lengths, &request->len);
+    if (!ret && request_fits(request, session->disk))
+        ret = request_allocate(request, session, lengths, args->count - 1);
+    free(lengths);
+    return ret;
+}
+
 static uint8_t *request_data(const struct request *request)
 {
     return request->iov[0].iov_base;

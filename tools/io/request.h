@@ -42,6 +42,14 @@ void request_free(struct request *request);
 void request_drop(struct request **request);
 #define REQUEST_CLEANUP __attribute__((cleanup(request_drop)))
 
+/* -P, when it is given. -EINVAL: reported. */
+int request_take_pattern(struct request *request, const struct args *args);
+/*
+ * Offset and lengths from the operands, and memory when it will be used: a request outside the
+ * image only fails. Negative errno: reported.
+ */
+int request_take_vector(struct request *request, const struct args *args,
+                        const struct session *session);
 /*
  * Memory for the request, as one buffer that is split into `count` parts of these lengths, or
  * whole with count 0; written to first when it is to be written. -ENOMEM: reported.

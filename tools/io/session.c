@@ -35,7 +35,7 @@ int spec_set_cache(struct image_spec *spec, const char *mode)
     return 0;
 }
 
-int spec_set_discard(struct image_spec *spec, const char *mode)
+static int set_discard(struct image_spec *spec, const char *mode)
 {
     bool pass = !strcmp(mode, "on") || !strcmp(mode, "unmap");
     if (!pass && strcmp(mode, "off") != 0 && strcmp(mode, "ignore") != 0)
@@ -47,12 +47,38 @@ int spec_set_discard(struct image_spec *spec, const char *mode)
     return 0;
 }
 
-int spec_set_aio(struct image_spec *spec, const char *mode)
+static int set_aio(struct image_spec *spec, const char *mode)
 {
     spec->native_aio = !strcmp(mode, "native");
     if (!spec->native_aio && strcmp(mode, "threads") != 0 && strcmp(mode, "io_uring") != 0)
         return wrong_mode("aio", mode);
     return 0;
+}
+
+int spec_take_modes(struct image_spec *spec, const struct opts *opts)
+{
+    static const struct {
+        char letter;
+        unsigned flag;
+    } flags[] = {
+        {'s', QK_OPEN_SNAPSHOT},
+        {'C', QK_OPEN_COPY_ON_READ},
+        {'U', QK_OPEN_FORCE_SHARE},
+    };
+    for (size_t i = 0; i < sizeof(flags) / sizeof(*flags); i++)
+        spec->flags |= opts_given(opts, flags[i].letter) ? flags[i].flag : 0u;
+    if (!opts_given(opts, 'r'))
+        spec->flags |= QK_OPEN_RDWR;
+    const char *cache = opts_string(opts, 't'), *discard = opts_string(opts, 'd');
+    const char *aio = opts_given(opts, 'k') ? "native" : opts_string(opts, 'i');
+    int ret = cache ? spec_set_cache(spec, cache) : 0;
+    if (!ret && opts_given(opts, 'n'))
+        ret = spec_set_cache(spec, "none");
+    if (!ret && discard)
+        ret = set_discard(spec, discard);
+    if (!ret && aio)
+        ret = set_aio(spec, aio);
+    return ret;
 }
 
 /* The mode of a way of doing I/O that this program need not use is checked all the same. */
