@@ -3,8 +3,10 @@
  * what a power cut could have left at each moment (states.h), and verifies each of these images.
  *
  *     crash [--states N] [--jobs N] [--workload NAME] [--at CHANGES [--seed SEED]]
+ *           [--salt N]
  *
- * --at shows one state again, as a failure names it. Seeds are fixed: every run sees the same.
+ * --at shows one state again, as a failure names it. Seeds are fixed: every run with the same
+ * --salt (default 0) sees the same.
  */
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -83,7 +85,7 @@ static void choose_states(struct run *run, size_t count)
 {
     size_t moments = run->history.changes.len + 1;
     size_t prefixes = min_u64(moments, count / 2 + 1);
-    uint64_t random = run->w->seed * 1000003u;
+    uint64_t random = (run->w->seed + workload_salt) * UINT64_C(1000003);
     run->states = calloc(count + 1, sizeof(*run->states));
     run->hashes = calloc(count + 1, sizeof(*run->hashes));
     if (!run->states || !run->hashes)
@@ -120,8 +122,8 @@ static void count_state(struct run *run, struct state state, bool good, const ch
         return;
     }
     if (run->failed++ < SHOWN_FAILURES)
-        printf("failed: --workload %s --at %zu --seed %llu: %s\n", run->w->name, state.changes,
-               (unsigned long long)state.seed, text);
+        printf("failed: --salt %u --workload %s --at %zu --seed %llu: %s\n", workload_salt,
+               run->w->name, state.changes, (unsigned long long)state.seed, text);
 }
 
 static void look_at(struct run *run, struct builder *b, size_t i)
@@ -236,9 +238,13 @@ static void free_run(struct run *run)
 static void parse(struct settings *s, int argc, char **argv)
 {
     static const struct option options[] = {
-        {"states", required_argument, NULL, 'n'},   {"jobs", required_argument, NULL, 'j'},
-        {"workload", required_argument, NULL, 'w'}, {"at", required_argument, NULL, 'a'},
-        {"seed", required_argument, NULL, 's'},     {NULL, 0, NULL, 0},
+        {"states", required_argument, NULL, 'n'},
+        {"jobs", required_argument, NULL, 'j'},
+        {"workload", required_argument, NULL, 'w'},
+        {"at", required_argument, NULL, 'a'},
+        {"seed", required_argument, NULL, 's'},
+        {"salt", required_argument, NULL, 'x'},
+        {NULL, 0, NULL, 0},
     };
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) >= 0;) {
         if (c == 'n')
@@ -249,6 +255,8 @@ static void parse(struct settings *s, int argc, char **argv)
             s->only = optarg;
         else if (c == 'a')
             s->has_one = true, s->one.changes = strtoul(optarg, NULL, 0);
+        else if (c == 'x')
+            workload_salt = (uint32_t)strtoul(optarg, NULL, 0);
         else if (c == 's')
             s->one.seed = strtoull(optarg, NULL, 0);
         else

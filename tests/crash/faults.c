@@ -1,12 +1,13 @@
 /*
  * faults.c - runs each workload again and again with injected errors: every blkdebug event, with
  * EIO and ENOSPC, once and from then on always; the nth request, for each n; and the nth allocation
- * of memory. After each run
- * the error must have reached the caller, the guest's content must be as the model allows, leaks
- * are the worst that may be found, and once the fault is gone the image must work again: half of
- * the runs go on and flush, half crash there. Crashes on the way are tried as well (states.h).
+ * of memory. After each run the error must have reached the caller, the guest's content must be as
+ * the model allows, leaks are the worst that may be found, and once the fault is gone the image
+ * must work again: half of the runs go on and flush, half crash there. Crashes on the way are tried
+ * as well (states.h).
  *
  *     faults [--jobs N] [--every N] [--states N] [--workload NAME [--run INDEX]]
+ *            [--salt N]
  *
  * --every takes only each Nth request (default 4, or 1 when QCOWKIT_MATRIX is "full"); --states
  * is the number of crashes per run (default 1).
@@ -139,8 +140,8 @@ static bool bad(struct run *run, const char *what, const char *why)
     describe(&run->plan, plan, sizeof(plan));
     snprintf(why_copy, sizeof(why_copy), "%s", why);
     if (atomic_fetch_add(&run->tally->failed, 1) < SHOWN_FAILURES)
-        printf("failed: --workload %s --run %zu (%s): %s%s\n", run->tally->w->name, run->index,
-               plan, what, why_copy);
+        printf("failed: --salt %u --workload %s --run %zu (%s): %s%s\n", workload_salt,
+               run->tally->w->name, run->index, plan, what, why_copy);
     return false;
 }
 
@@ -310,9 +311,13 @@ static void run_workload(struct tally *t)
 static void parse(struct settings *s, int argc, char **argv)
 {
     static const struct option options[] = {
-        {"jobs", required_argument, NULL, 'j'},   {"every", required_argument, NULL, 'e'},
-        {"states", required_argument, NULL, 'n'}, {"workload", required_argument, NULL, 'w'},
-        {"run", required_argument, NULL, 'r'},    {NULL, 0, NULL, 0},
+        {"jobs", required_argument, NULL, 'j'},
+        {"every", required_argument, NULL, 'e'},
+        {"states", required_argument, NULL, 'n'},
+        {"workload", required_argument, NULL, 'w'},
+        {"run", required_argument, NULL, 'r'},
+        {"salt", required_argument, NULL, 'x'},
+        {NULL, 0, NULL, 0},
     };
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) >= 0;) {
         if (c == 'j')
@@ -323,6 +328,8 @@ static void parse(struct settings *s, int argc, char **argv)
             s->states = (unsigned)strtoul(optarg, NULL, 0);
         else if (c == 'w')
             s->only = optarg;
+        else if (c == 'x')
+            workload_salt = (uint32_t)strtoul(optarg, NULL, 0);
         else if (c == 'r')
             s->one_run = strtol(optarg, NULL, 0);
         else

@@ -27,7 +27,7 @@ static void guard(struct recorder *rec, bool enters)
 void recorder_init(struct recorder *rec, const struct workload *w)
 {
     rec->w = w;
-    rec->random = w->seed;
+    rec->random = w->seed + workload_salt * UINT64_C(7919);
     model_init(&rec->model, w->create.size_bytes, max_u64(w->max_bytes, w->create.size_bytes));
     if (!w->backing_bytes)
         return;

@@ -31,6 +31,7 @@ struct workload {
 };
 extern const struct workload workloads[];
 extern const size_t workload_count;
+extern uint32_t workload_salt; /* added to all seeds: other runs of the same workloads */
 
 struct recorder {
     const struct workload *w;

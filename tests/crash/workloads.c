@@ -235,3 +235,4 @@ const struct workload workloads[] = {
      .run = run_compressed},
 };
 const size_t workload_count = ARRAY_SIZE(workloads);
+uint32_t workload_salt;
