@@ -21,7 +21,8 @@ static const struct compressor_row {
 
 #define DECOMPRESSORS_MAX 2
 
-/* Tried in turn; what the last one says counts. */
+/* Tried in turn until one succeeds; what the last one says counts. libdeflate cannot tell a stream
+ * that was cut from one that goes on. */
 static const struct {
     int default_level;
     const struct codec_engine *decompressors[DECOMPRESSORS_MAX];
@@ -93,7 +94,7 @@ int codec_compress(struct codec *codec, struct iovec in, struct iovec out, size_
 int codec_decompress(struct codec *codec, struct iovec in, struct iovec out)
 {
     int ret = -EBADMSG;
-    for (size_t i = 0; i < DECOMPRESSORS_MAX && ret == -EBADMSG; i++) {
+    for (size_t i = 0; i < DECOMPRESSORS_MAX && ret < 0 && ret != -ENOMEM; i++) {
         const struct codec_engine *engine = types[codec->type].decompressors[i];
         if (!engine)
             break;
