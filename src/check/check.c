@@ -71,7 +71,11 @@ static int find(struct check *c, struct qk_error *err)
         ret = refblocks_collect(c, err);
     if (refmap_count(&c->refs, c->clusters))
         c->clusters++;
-    return ret == 0 ? compare_run(c, err) : ret;
+    if (ret == 0)
+        ret = compare_run(c, err);
+    if (ret == 0)
+        shared_report(c);
+    return ret;
 }
 
 /* A device without room for a new structure can still have its refcounts corrected in place. */

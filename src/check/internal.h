@@ -183,6 +183,11 @@ int table_report(struct check *c, struct l2_table *t, struct qk_error *err);
 int table_edit(struct check *c, struct l2_table *t, void *buf, struct qk_error *err);
 uint64_t table_guest_off(const struct check *c, const struct l2_table *t, uint32_t index);
 
+/* ---- shared.c ---- */
+
+/* Tells of the image's own tables that lie in a cluster with further users. */
+void shared_report(struct check *c);
+
 /* ---- refblocks.c, compare.c ---- */
 
 int refblocks_collect(struct check *c, struct qk_error *err);

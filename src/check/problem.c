@@ -48,6 +48,8 @@ static const char *first_word(const struct problem_info *p, bool repaired)
 {
     if (repaired)
         return "Repairing";
+    if (p->severity == QK_SEVERITY_NONE)
+        return "Note:";
     return p->severity == QK_SEVERITY_LEAK ? "Leaked" : "ERROR";
 }
 

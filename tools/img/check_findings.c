@@ -58,6 +58,8 @@ static void keep(struct check_findings *f, char *text, enum qk_severity severity
 void findings_on_problem(void *findings, const struct qk_problem *problem)
 {
     struct check_findings *f = findings;
+    if (problem->severity == QK_SEVERITY_NONE && !f->explain)
+        return;
     if (!f->hold) {
         write_problem(f, stderr, problem);
         return;

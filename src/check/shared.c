@@ -1,0 +1,33 @@
+/*
+ * shared.c - who shares: a cluster with more references than the table in it accounts for is named
+ * by an entry that cannot mean it. Refcount blocks are judged in refblocks.c. Runs when everything
+ * is counted; looks at the places of tables only.
+ */
+#include "base/checked.h"
+#include "check/internal.h"
+
+static void tell(struct check *c, uint64_t cluster, const char *what, uint64_t users)
+{
+    const struct finding f = {PROBLEM_METADATA_SHARED, cluster << c->g->cluster_bits,
+                              QK_OFFSET_NONE, users, refmap_count(&c->refs, cluster)};
+    if (f.found > users)
+        sink_found(&c->sink, &f, cluster, what);
+}
+
+static void tell_range(struct check *c, uint64_t off, uint64_t bytes, const char *what)
+{
+    struct refmap_span span;
+    if (!range_span(c, off, bytes, &span))
+        return;
+    for (uint64_t i = 0; i < span.count; i++)
+        tell(c, span.first + i, what, 1);
+}
+
+void shared_report(struct check *c)
+{
+    tell_range(c, 0, c->g->cluster_bytes, "header");
+    tell_range(c, c->h->l1_off, (uint64_t)c->l1_entries * 8, "active L1 table");
+    tell_range(c, c->h->reftable_off, c->reftable.len * 8, "refcount table");
+    for (size_t i = 0; i < c->tables.len; i++)
+        tell(c, c->tables.ptr[i].cluster, "L2 table of a guest range", c->tables.ptr[i].refs);
+}
