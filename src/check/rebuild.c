@@ -316,22 +316,6 @@ static int write_beside(struct rebuild *r, struct qk_error *err)
     return count_old(c, true) < 0 ? qk_fail_nomem(err) : ret;
 }
 
-/* A structure that was too damaged to be compared has not told which clusters have more
- * references than its width, and so the new one's, can count. */
-static void report_overflow(struct check *c)
-{
-    if (c->sink.seen[PROBLEM_REFCOUNT_OVERFLOW])
-        return;
-    for (uint64_t at = 0; (at = refmap_next(&c->refs, at)) != UINT64_MAX; at++) {
-        uint64_t count = refmap_count(&c->refs, at);
-        const struct finding f = {PROBLEM_REFCOUNT_OVERFLOW,
-                                  c->reftable.ptr[at / block_clusters(c)], QK_OFFSET_NONE, count,
-                                  c->g->refcount_max};
-        if (count > c->g->refcount_max)
-            sink_found(&c->sink, &f, at << c->g->cluster_bits);
-    }
-}
-
 int rebuild_run(struct check *c, struct qk_error *err)
 {
     struct rebuild r = {.c = c};
@@ -345,8 +329,6 @@ int rebuild_run(struct check *c, struct qk_error *err)
         ret = -EIO; /* which structure is in force is unknown: no other way may be tried */
     if (ret == 0)
         ret = adopt(&r, err);
-    if (ret == 0)
-        report_overflow(c);
     u64_vec_free(&r.blocks);
     return ret;
 }
