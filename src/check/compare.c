@@ -166,19 +166,37 @@ static void compare_tail(struct check *c)
 
 /* ---- the report ---- */
 
+static uint64_t block_off(const struct check *c, uint64_t b)
+{
+    return b < c->reftable.len && c->reftable.ptr[b] ? c->reftable.ptr[b] : QK_OFFSET_NONE;
+}
+
+/* More references than any refcount of this width can count. */
+static void report_overflow(struct check *c, uint64_t b, uint64_t cluster)
+{
+    uint64_t count = refmap_count(&c->refs, cluster);
+    const struct finding f = {PROBLEM_REFCOUNT_OVERFLOW, block_off(c, b), QK_OFFSET_NONE, count,
+                              c->g->refcount_max};
+    if (count <= c->g->refcount_max)
+        return;
+    sink_found(&c->sink, &f, cluster << c->g->cluster_bits);
+    sink_message(&c->sink, "Use qemu-img amend to increase the refcount entry width or qemu-img "
+                           "convert to create a clean copy if the image cannot be opened for "
+                           "writing");
+}
+
+/* The refcounts of a damaged block are unknown, but these references fit none. */
+static void report_overflows(struct check *c, uint64_t b)
+{
+    uint64_t at = b * block_clusters(c), end = min_u64(at + block_clusters(c), c->clusters);
+    for (; (at = refmap_next(&c->refs, at, end)) != UINT64_MAX; at++)
+        report_overflow(c, b, at);
+}
+
 static void report_cluster(struct check *c, uint64_t b, uint64_t cluster, uint64_t stored)
 {
-    uint64_t reference = reference_of(c, cluster);
-    uint64_t off = b < c->reftable.len && c->reftable.ptr[b] ? c->reftable.ptr[b] : QK_OFFSET_NONE;
-    if (refmap_count(&c->refs, cluster) > reference) {
-        const struct finding f = {PROBLEM_REFCOUNT_OVERFLOW, off, QK_OFFSET_NONE,
-                                  refmap_count(&c->refs, cluster), stored};
-        sink_found(&c->sink, &f, cluster << c->g->cluster_bits);
-        sink_message(&c->sink,
-                     "Use qemu-img amend to increase the refcount entry width or qemu-img "
-                     "convert to create a clean copy if the image cannot be opened for "
-                     "writing");
-    }
+    uint64_t reference = reference_of(c, cluster), off = block_off(c, b);
+    report_overflow(c, b, cluster);
     if (stored == reference)
         return;
     enum problem_id id = stored > reference ? PROBLEM_REFCOUNT_HIGH
@@ -213,7 +231,9 @@ static int report_blocks(struct check *c, struct qk_error *err)
         return qk_fail_nomem(err);
     int ret = 0;
     for (uint64_t b = 0; ret == 0 && b < c->reftable.len; b++) {
-        if (c->blocks[b] & BLOCK_MISMATCH)
+        if (block_state(c, b) == BLOCK_BAD)
+            report_overflows(c, b);
+        else if (c->blocks[b] & BLOCK_MISMATCH)
             ret = report_block(c, b, buf, err);
     }
     uint64_t b = c->tail_mismatch ? block_next(c, c->reftable.len) : UINT64_MAX;

@@ -79,7 +79,7 @@ static int place_blocks(struct rebuild *r, uint64_t *placed, struct qk_error *er
 {
     const uint64_t per = block_clusters(r->c);
     *placed = 0;
-    for (uint64_t at = 0, b; (at = refmap_next(&r->c->refs, at)) != UINT64_MAX;
+    for (uint64_t at = 0, b; (at = refmap_next(&r->c->refs, at, UINT64_MAX)) != UINT64_MAX;
          at = (b + 1) * per) {
         b = at / per;
         if (b * 8 >= QCOW2_MAX_REFTABLE_BYTES)

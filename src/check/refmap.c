@@ -165,9 +165,10 @@ unsigned refmap_marks(const struct refmap *map, uint64_t cluster)
     return (unsigned)cell_of(map, cluster) & (REF_COPIED | REF_PLAIN);
 }
 
-uint64_t refmap_next(const struct refmap *map, uint64_t at)
+uint64_t refmap_next(const struct refmap *map, uint64_t at, uint64_t end)
 {
-    while (at < map->clusters) {
+    end = min_u64(end, map->clusters);
+    while (at < end) {
         const struct refmap_region *r = &map->regions[at >> REFMAP_REGION_BITS];
         if (!r->words)
             at = ((at >> REFMAP_REGION_BITS) + 1) << REFMAP_REGION_BITS;

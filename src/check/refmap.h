@@ -53,8 +53,8 @@ int refmap_add(struct refmap *map, struct refmap_span span, uint64_t times, unsi
 /* The rest is for one thread, or for many that only read. */
 uint64_t refmap_count(const struct refmap *map, uint64_t cluster);
 unsigned refmap_marks(const struct refmap *map, uint64_t cluster);
-/* The first referenced cluster from `at` on; UINT64_MAX: none. */
-uint64_t refmap_next(const struct refmap *map, uint64_t at);
+/* The first referenced cluster in [at, end); UINT64_MAX: none. */
+uint64_t refmap_next(const struct refmap *map, uint64_t at, uint64_t end);
 /* One more than the last referenced cluster; 0: none. */
 uint64_t refmap_end(const struct refmap *map);
 /* Takes one reference away from each cluster that has one. */
