@@ -217,7 +217,10 @@ int image_resize(struct image *img, uint64_t size, enum qk_prealloc prealloc, un
     (void)flags;
     image_drain(img, &hold);
     int ret = 0;
-    if (size < image_size(img))
+    if (img->h.version < 3 && img->h.snapshot_count && size != image_size(img))
+        /* Its snapshots do not say how large their disks are. */
+        ret = qk_fail(err, -ENOTSUP, "Can't resize a v2 image which has snapshots");
+    else if (size < image_size(img))
         ret = qk_fail(err, -ENOTSUP, "shrinking an image is not part of this version");
     else if (size > image_size(img))
         ret = grow_held(img, size, prealloc, err);
