@@ -85,7 +85,7 @@ int image_writev(struct image *img, guest_off_t off, const struct iovec *iov, in
  */
 int image_compress(struct image *img, struct iovec data, struct iovec stream, size_t *bytes,
                    struct qk_error *err);
-/* As image_writev with QK_WRITE_COMPRESSED for the cluster at off, whose stream is there already. */
+/* image_writev with QK_WRITE_COMPRESSED for the cluster at off, whose stream is there already. */
 int image_write_stream(struct image *img, guest_off_t off, struct iovec stream,
                        struct qk_error *err);
 int image_zero(struct image *img, guest_off_t off, uint64_t len, unsigned flags,
