@@ -110,7 +110,7 @@ static int entries_collect(struct check *c, uint64_t *end, struct qk_error *err)
 int snapshots_collect(struct check *c, struct qk_error *err)
 {
     uint64_t start = c->h->snapshots_off, end = start;
-    if (!is_aligned(start, c->g->cluster_bytes) ||
+    if (!is_aligned(start, c->g->cluster_bytes) || start > INT64_MAX ||
         (c->h->snapshot_count && start >= c->file_bytes)) {
         table_damaged(c, start, "its offset is unaligned or past the end of the file");
         return 0;
