@@ -134,27 +134,13 @@ static void discard_run(struct image *img, struct cluster_run run)
                    NULL);
 }
 
-/* The end of the used clusters below `end`; those beyond it are none of the file's. */
-static int used_below(struct image *img, uint64_t *end)
-{
-    bool used = false;
-    int ret = 0;
-    while (*end && ret == 0) {
-        ret = freemap_is_used(img->free, *end - 1, &used, NULL);
-        if (ret < 0 || used)
-            break;
-        --*end;
-    }
-    return ret;
-}
-
 /* Cuts free clusters off the end of the file. alloc_lock held. */
 static void trim_end(struct image *img, uint64_t freed_end)
 {
     uint64_t end = img->end_clusters, size;
     if (!img->file->can_grow || freed_end < end)
         return;
-    if (used_below(img, &end) < 0 || io_size(img->file, &size, NULL) < 0)
+    if (freemap_used_end(img->free, &end, NULL) < 0 || io_size(img->file, &size, NULL) < 0)
         return;
     if (end << img->g.cluster_bits < size &&
         io_resize(img->file, end << img->g.cluster_bits, QK_PREALLOC_OFF, NULL) < 0)

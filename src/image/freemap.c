@@ -468,47 +468,33 @@ int freemap_find_any(struct freemap *map, uint64_t n, uint64_t *start, uint64_t 
 
 /* ---- the end ---- */
 
-enum last_kind { LAST_NONE, LAST_USED, LAST_UNKNOWN };
-
-static uint64_t bits_end(const uint64_t *bits)
+/* One more than the highest bit set below `limit`; 0: none. */
+static uint64_t bits_end(const uint64_t *bits, uint64_t limit)
 {
-    for (unsigned i = LEAF_WORDS; i-- > 0;)
-        if (bits[i])
-            return i * 64 + log2_floor(bits[i]) + 1;
-    return 0;
-}
-
-/* The end of the highest slot that is used or unknown. */
-static enum last_kind find_last(struct place p, uint64_t *end)
-{
-    enum last_kind found = LAST_NONE;
-    *end = p.base + span_of(p);
-    switch (p.slot->kind) {
-    case SLOT_FREE:
-        return LAST_NONE;
-    case SLOT_USED:
-        return LAST_USED;
-    case SLOT_UNKNOWN:
-        return LAST_UNKNOWN;
-    case SLOT_LEAF:
-        *end = p.base + bits_end(p.slot->u.bits);
-        return *end > p.base ? LAST_USED : LAST_NONE;
-    case SLOT_NODE:
-        for (unsigned i = FANOUT; i-- > 0 && found == LAST_NONE;)
-            found = find_last(child_of(p, i), end);
+    for (uint64_t i = div_round_up(limit, 64); i-- > 0;) {
+        uint64_t left = limit - i * 64;
+        uint64_t word = bits[i] & (left < 64 ? (UINT64_C(1) << left) - 1 : UINT64_MAX);
+        if (word)
+            return i * 64 + log2_floor(word) + 1;
     }
-    return found;
+    return 0;
 }
 
 int freemap_used_end(struct freemap *map, uint64_t *end, struct qk_error *err)
 {
-    uint64_t at;
-    enum last_kind found;
-    while ((found = find_last(root_of(map), &at)) == LAST_UNKNOWN) {
-        int ret = load_leaf(map, at - 1, err);
-        if (ret < 0)
-            return ret;
+    int ret = 0;
+    while (*end && ret == 0) {
+        struct place p = place_of(map, *end - 1);
+        if (p.slot->kind == SLOT_USED)
+            break;
+        if (p.slot->kind == SLOT_UNKNOWN) {
+            ret = load_leaf(map, *end - 1, err);
+            continue;
+        }
+        uint64_t last = p.slot->kind == SLOT_LEAF ? bits_end(p.slot->u.bits, *end - p.base) : 0;
+        *end = p.base + last;
+        if (last)
+            break;
     }
-    *end = found == LAST_USED ? at : 0;
-    return 0;
+    return ret;
 }

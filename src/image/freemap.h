@@ -36,7 +36,7 @@ int freemap_find_any(struct freemap *map, uint64_t n, uint64_t *start, uint64_t 
 int freemap_set(struct freemap *map, uint64_t start, uint64_t n, bool used, struct qk_error *err);
 int freemap_is_used(struct freemap *map, uint64_t cluster, bool *used, struct qk_error *err);
 
-/* One more than the highest used cluster; 0 when all are free. Loads from the top down. */
+/* Lowers *end to one more than the highest used cluster below it; 0 when all below are free. */
 int freemap_used_end(struct freemap *map, uint64_t *end, struct qk_error *err);
 
 #endif

@@ -9,16 +9,12 @@ static int read_into(struct qk_io *io, uint64_t off, const struct piece *p, stru
 {
     if (p->skip == 0 && p->len == iov_total(p->iov, p->iovcnt))
         return io_readv(io, off, p->iov, p->iovcnt, err);
-    struct iovec small[16];
-    CLEANUP_FREE struct iovec *big = NULL;
-    struct iovec *out = small;
-    if ((size_t)p->iovcnt > ARRAY_SIZE(small)) {
-        out = big = malloc((size_t)p->iovcnt * sizeof(*big));
-        if (!big)
-            return qk_fail_nomem(err);
-    }
-    int n = iov_slice(p->iov, p->iovcnt, p->skip, p->len, out);
-    return io_readv(io, off, out, n, err);
+    struct iov_view view;
+    if (iov_view_init(&view, p->iov, p->iovcnt, p->skip, p->len) < 0)
+        return qk_fail_nomem(err);
+    int ret = io_readv(io, off, view.iov, view.iovcnt, err);
+    iov_view_free(&view);
+    return ret;
 }
 
 static int read_extent(struct image *img, guest_off_t off, const struct map_extent *ext,

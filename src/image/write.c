@@ -220,15 +220,12 @@ static int write_reserved(struct image *img, struct plan *p, const struct map_ex
 static int write_in_place(struct image *img, const struct plan *p, uint64_t host,
                           struct qk_error *err)
 {
-    struct iovec small[16];
-    CLEANUP_FREE struct iovec *big = NULL;
-    struct iovec *out = small;
-    if ((size_t)p->iovcnt > ARRAY_SIZE(small)) {
-        out = big = malloc((size_t)p->iovcnt * sizeof(*big));
-        if (!big)
-            return qk_fail_nomem(err);
-    }
-    return put(img, host, out, iov_slice(p->iov, p->iovcnt, p->skip, p->len, out), err);
+    struct iov_view view;
+    if (iov_view_init(&view, p->iov, p->iovcnt, p->skip, p->len) < 0)
+        return qk_fail_nomem(err);
+    int ret = put(img, host, view.iov, view.iovcnt, err);
+    iov_view_free(&view);
+    return ret;
 }
 
 /* One step of a write under an exclusive hold; p->len becomes what was written. */

@@ -191,12 +191,7 @@ static int range_hold_all(struct image *img, guest_off_t off, uint64_t len, stru
         .exclusive = true,
     };
     range_acquire(&img->ranges, hold);
-    if (!range_within(off.v, len, image_size(img)))
-        return qk_fail(err, -EIO,
-                       "the range of %" PRIu64 " bytes at %" PRIu64 " leaves the disk of %" PRIu64
-                       " bytes",
-                       len, off.v, image_size(img));
-    return image_begin_writing(img, err);
+    return image_check_writable(img, off, len, err);
 }
 
 int image_zero(struct image *img, guest_off_t off, uint64_t len, unsigned flags,

@@ -106,6 +106,18 @@ void iov_zero(const struct iovec *iov, int iovcnt, size_t skip, size_t len);
 /* Fills out (room for iovcnt entries) with the len bytes from `skip` on; returns entries used. */
 int iov_slice(const struct iovec *iov, int iovcnt, size_t skip, size_t len, struct iovec *out);
 
+/* Part of an iovec as an iovec of its own, without memory of its own where it is short. */
+struct iov_view {
+    struct iovec *iov;
+    int iovcnt;
+    struct iovec few[16];
+    struct iovec *many; /* owned */
+};
+/* 0 or -ENOMEM; release with iov_view_free (also after a failure). */
+int iov_view_init(struct iov_view *view, const struct iovec *iov, int iovcnt, size_t skip,
+                  size_t len);
+void iov_view_free(struct iov_view *view);
+
 /* ---- stores ---- */
 
 struct io_file_options {

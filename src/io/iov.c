@@ -2,6 +2,7 @@
 #include "base/checked.h"
 #include "io/io.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 size_t iov_total(const struct iovec *iov, int iovcnt)
@@ -70,4 +71,24 @@ size_t iov_from_buf(const struct iovec *iov, int iovcnt, size_t skip, const void
 void iov_zero(const struct iovec *iov, int iovcnt, size_t skip, size_t len)
 {
     walk_pieces(iov, iovcnt, skip, len, (struct walk){0});
+}
+
+int iov_view_init(struct iov_view *view, const struct iovec *iov, int iovcnt, size_t skip,
+                  size_t len)
+{
+    view->many = NULL;
+    view->iov = view->few;
+    view->iovcnt = 0;
+    if ((size_t)iovcnt > ARRAY_SIZE(view->few)) {
+        view->iov = view->many = malloc((size_t)iovcnt * sizeof(*view->many));
+        if (!view->many)
+            return -ENOMEM;
+    }
+    view->iovcnt = iov_slice(iov, iovcnt, skip, len, view->iov);
+    return 0;
+}
+
+void iov_view_free(struct iov_view *view)
+{
+    free(view->many);
 }

@@ -111,7 +111,7 @@ static void step_allocate(struct freemap *map, struct model *m)
 
 static void step_end(struct freemap *map, struct model *m)
 {
-    uint64_t end, expected = MODEL_CLUSTERS;
+    uint64_t end = rng(MODEL_CLUSTERS + 1), expected = end;
     while (expected && !m->used[expected - 1])
         expected--;
     CHECK_OK(freemap_used_end(map, &end, NULL));
@@ -176,6 +176,7 @@ static void failing_load(void)
     CHECK_ERR(freemap_find(map, 1, &start, &err), -EIO);
     CHECK_STR(err.text, "load fails");
     CHECK_ERR(freemap_set(map, 7, 1, true, NULL), -EIO);
+    start = MODEL_CLUSTERS;
     CHECK_ERR(freemap_used_end(map, &start, NULL), -EIO);
     m->fail = 0;
     CHECK_OK(freemap_is_used(map, 7, &used, NULL));
@@ -199,13 +200,14 @@ static int load_full(void *opaque, uint64_t leaf, uint64_t used[FREEMAP_LEAF / 6
 static void far_offsets(void)
 {
     const uint64_t far = (UINT64_C(1) << 47) - 1;
-    uint64_t loads = 0, start, len, end;
+    uint64_t loads = 0, start, len, end = far;
     struct freemap *map;
     bool used;
     CHECK_OK(freemap_new(0, load_full, &loads, &map, NULL));
     CHECK_OK(freemap_used_end(map, &end, NULL));
     CHECK_EQ(end, 0);
     CHECK_OK(freemap_set(map, far, 1, true, NULL));
+    end = far + 1;
     CHECK_OK(freemap_used_end(map, &end, NULL));
     CHECK_EQ(end, far + 1);
     CHECK_OK(freemap_find(map, far, &start, NULL));
