@@ -132,13 +132,10 @@ static void look_at(struct run *run, struct builder *b, size_t i)
     struct qk_io *mem = NULL;
     char text[MODEL_TEXT] = "";
     struct verify_options opts = {
-        .at = model_moment(&run->stage.rec.model, state.changes),
-        .backing = run->stage.rec.backing,
-        .model = &run->stage.rec.model,
         .go_on = i % GO_ON_EVERY == 0 || run->settings->has_one,
         .oracle = i % ORACLE_EVERY == 0 && run->settings->oracle[0] ? run->settings->oracle : NULL,
     };
-    opts.unborn = opts.at.flushed == 0;
+    stage_judge(&run->stage, model_moment(&run->stage.rec.model, state.changes), &opts);
     if (builder_make(b, state, &mem) < 0)
         abort();
     size_t len = 0;

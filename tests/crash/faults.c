@@ -147,21 +147,22 @@ static bool bad(struct run *run, const char *what, const char *why)
 
 static struct verify_options judge(struct run *run, struct moment at)
 {
-    return (struct verify_options){
-        .at = at,
-        .backing = run->stage.rec.backing,
-        .model = &run->stage.rec.model,
-        .unborn = at.flushed == 0,
-        .go_on = true,
-    };
+    struct verify_options opts = {.go_on = true};
+    stage_judge(&run->stage, at, &opts);
+    return opts;
 }
 
-/* A failed write or flush must show. A failed read may stay unnoticed where the engine can do
- * without it (learning which clusters are free again); a wrong use of it shows in the content. */
-static bool was_reported(struct run *run)
+static uint64_t loud_faults(struct run *run)
 {
-    const unsigned loud = 1u << FAULT_WRITE | 1u << FAULT_FLUSH;
-    return fault_injected(run->stage.fault, loud) == 0 || run->stage.rec.errors > 0;
+    return fault_injected(run->stage.fault, 1u << FAULT_WRITE | 1u << FAULT_FLUSH);
+}
+
+/* A failed write or flush must show; not during a repair, which may find another way and is looked
+ * at as a whole. A failed read may stay unnoticed where the engine can do
+ * without it (learning which clusters are free again); a wrong use of it shows in the content. */
+static bool was_reported(struct run *run, uint64_t during_repair)
+{
+    return run->stage.rec.errors > 0 || loud_faults(run) == during_repair;
 }
 
 /* The fault is gone: everything works, and all that was acknowledged is there. */
@@ -225,11 +226,12 @@ static bool drive(struct run *run)
     if (inject(stage->fault, &run->plan) < 0)
         abort();
     int begun = stage_begin(stage);
+    uint64_t during_repair = stage->rec.w->damage ? loud_faults(run) : 0;
     if (begun == 0)
         run->tally->w->run(&stage->rec);
     else
         stage->rec.errors++;
-    bool reported = was_reported(run);
+    bool reported = was_reported(run, during_repair);
     if (fault_injected(stage->fault, ~0u) || alloc_failed()) {
         atomic_fetch_add(&run->tally->hit, 1);
         if (run->plan.event)

@@ -36,6 +36,7 @@ struct model {
     struct op_vec ops;
 };
 
+/* Operation 0, a flush, is the beginning. */
 void model_init(struct model *m, uint64_t size, uint64_t max_bytes);
 void model_free(struct model *m);
 /* The content before all operations: `bytes` of the backing file, zeroes behind them. */

@@ -66,25 +66,50 @@ static int repair(struct image *img)
     return ret < 0 ? ret : image_set_incompatible(img, 0, INCOMPAT_DIRTY, NULL);
 }
 
-static int open_guarded(struct recorder *rec)
+static int open_image(struct recorder *rec, bool for_check)
 {
     struct image_options opts = rec->w->options;
     opts.writable = true;
+    opts.for_check = for_check;
     opts.l2_cache_bytes = opts.l2_cache_bytes ? opts.l2_cache_bytes : 64 << 10;
     opts.refcount_cache_bytes = opts.refcount_cache_bytes ? opts.refcount_cache_bytes : 64 << 10;
     int ret = image_open(rec->file, &opts, &rec->img, &rec->error);
     if (ret < 0)
         rec->img = NULL;
-    if (ret < 0)
-        return ret;
-    if (rec->backing)
+    else if (rec->backing)
         image_set_backing(rec->img, rec->backing);
-    if (image_needs_repair(rec->img))
-        ret = repair(rec->img);
+    return ret;
+}
+
+static int drop_on_failure(struct recorder *rec, int ret)
+{
     if (ret < 0) {
         image_abandon(rec->img);
         rec->img = NULL;
     }
+    return ret;
+}
+
+static int repair_damaged(struct recorder *rec)
+{
+    int ret = open_image(rec, true);
+    if (ret == 0)
+        ret = drop_on_failure(rec, repair(rec->img));
+    if (ret < 0)
+        return ret;
+    ret = image_close(rec->img, &rec->error);
+    rec->img = NULL;
+    rec->damaged = ret < 0;
+    return ret;
+}
+
+static int open_guarded(struct recorder *rec)
+{
+    int ret = rec->damaged ? repair_damaged(rec) : 0;
+    if (ret == 0)
+        ret = open_image(rec, false);
+    if (ret == 0 && image_needs_repair(rec->img))
+        ret = drop_on_failure(rec, repair(rec->img));
     return ret;
 }
 

@@ -16,6 +16,15 @@ enum { SLOWER = 5 };
 enum { SLOWER = 1 };
 #endif
 
+/* What is wrong with the image that a workload starts with; opening it repairs it first. */
+enum damage {
+    DAMAGE_NONE,
+    DAMAGE_DIRTY,     /* a lazy image that was not closed */
+    DAMAGE_BLOCKS,    /* refcount blocks full of zeroes */
+    DAMAGE_TABLE,     /* a refcount table full of zeroes */
+    DAMAGE_REFCOUNTS, /* refcounts of 3 where there is one reference or none */
+};
+
 struct recorder;
 
 struct workload {
@@ -27,6 +36,7 @@ struct workload {
     uint32_t seed;
     uint64_t device_bytes; /* not 0: a device of this size, full of old bytes */
     bool logs_creation;    /* crashes during creation are part of it */
+    enum damage damage;
     void (*run)(struct recorder *rec);
 };
 extern const struct workload workloads[];
@@ -40,6 +50,7 @@ struct recorder {
     struct qk_io *file;    /* what the image is opened on: top of the filters */
     struct qk_io *mem;     /* the bottom of them */
     struct qk_io *backing; /* NULL: none */
+    bool damaged;          /* to be repaired before it is opened */
     struct image *img;     /* NULL: closed, or opening failed */
     struct model model;
     uint64_t random;
@@ -53,7 +64,7 @@ struct recorder {
 void recorder_init(struct recorder *rec, const struct workload *w);
 /* Writes the new image (through rec->file) and opens it. Negative on failure. */
 int recorder_create(struct recorder *rec);
-/* Opens rec->file for writing; repairs what is dirty first. */
+/* Opens rec->file for writing; what is dirty or was made damaged is repaired first. */
 int recorder_open(struct recorder *rec);
 /* Counts as a flush when it succeeds. */
 int recorder_close(struct recorder *rec);

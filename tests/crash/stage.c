@@ -1,5 +1,7 @@
 /* stage.c - see stage.h. */
 #include "stage.h"
+#include "base/bytes.h"
+#include "base/checked.h"
 #include "io/fault.h"
 #include "io/trace.h"
 
@@ -27,6 +29,71 @@ static int write_old_image(struct qk_io *mem)
     return ret < 0 ? ret : image_close(img, NULL);
 }
 
+/* ---- damage ---- */
+
+static void fill(struct qk_io *mem, uint64_t off, uint64_t len, int byte)
+{
+    uint8_t *bytes = malloc(len + 1);
+    if (!bytes)
+        abort();
+    memset(bytes, byte, len);
+    io_write(mem, off, bytes, len, 0, NULL);
+    free(bytes);
+}
+
+/* The refcount blocks that the table names. */
+static void fill_blocks(struct qk_io *mem, const struct header *h, int byte)
+{
+    uint64_t cluster = UINT64_C(1) << h->cluster_bits;
+    uint8_t entry[8];
+    for (uint64_t i = 0; i < h->reftable_clusters * cluster / 8; i++) {
+        io_read(mem, h->reftable_off + i * 8, entry, sizeof(entry), NULL);
+        if (load_be64(entry))
+            fill(mem, load_be64(entry), cluster, byte);
+    }
+}
+
+static void do_damage(struct qk_io *mem, enum damage damage, const struct header *h)
+{
+    if (damage == DAMAGE_BLOCKS)
+        fill_blocks(mem, h, 0);
+    else if (damage == DAMAGE_REFCOUNTS)
+        fill_blocks(mem, h, 3);
+    else if (damage == DAMAGE_TABLE)
+        fill(mem, h->reftable_off, (uint64_t)h->reftable_clusters << h->cluster_bits, 0);
+}
+
+/* Puts content on the new disk, tells the model, and damages the image. Not closed, a lazy one
+ * stays dirty. */
+static int make_damaged(struct stage *stage, struct qk_io *mem)
+{
+    const struct workload *w = stage->rec.w;
+    uint64_t len = w->create.size_bytes / 3;
+    struct image_options options = w->options;
+    struct image *img = NULL;
+    uint8_t *bytes = malloc(len);
+    options.writable = true;
+    int ret = image_open(mem, &options, &img, NULL);
+    if (ret < 0 || !bytes)
+        abort();
+    model_pattern(0x7ffffffd, 0, bytes, len);
+    model_base(&stage->rec.model, bytes, len);
+    for (uint64_t at = 0; at < len && ret == 0; at += len / 20)
+        ret = image_writev(img, guest_off(at),
+                           &(struct iovec){bytes + at, min_u64(len / 20, len - at)}, 1, 0, NULL);
+    free(bytes);
+    if (ret == 0)
+        ret = image_flush(img, NULL);
+    const struct header header = *image_header(img);
+    if (w->damage == DAMAGE_DIRTY)
+        image_abandon(img);
+    else
+        ret = image_close(img, NULL);
+    do_damage(mem, w->damage, &header);
+    stage->rec.damaged = w->damage != DAMAGE_DIRTY;
+    return ret;
+}
+
 /* What is there before the log begins: the created image; or, when the log is to show its creation,
  * an older image, or a device full of old bytes. */
 static int make_initial(struct stage *stage)
@@ -36,6 +103,8 @@ static int make_initial(struct stage *stage)
     int ret = io_mem_open(NULL, w->device_bytes, 0, &mem, NULL);
     if (ret == 0)
         ret = w->logs_creation ? write_old_image(mem) : image_create(mem, &w->create, NULL);
+    if (ret == 0 && w->damage)
+        ret = make_damaged(stage, mem);
     if (ret == 0 && w->device_bytes)
         ret = io_resize(mem, w->device_bytes, QK_PREALLOC_OFF, NULL);
     const uint8_t *bytes = ret == 0 ? io_mem_data(mem, &stage->initial_len) : NULL;
@@ -78,8 +147,23 @@ int stage_begin(struct stage *stage)
 {
     if (stage->rec.w->logs_creation)
         return recorder_create(&stage->rec);
-    model_op(&stage->rec.model, (struct op){.flush = true});
-    return recorder_open(&stage->rec);
+    struct recorder *rec = &stage->rec;
+    struct op op = {.start = trace_count(stage->trace)};
+    int ret = recorder_open(rec);
+    op.end = trace_count(stage->trace);
+    op.flush = ret == 0;
+    model_op(&rec->model, op);
+    return ret;
+}
+
+void stage_judge(const struct stage *stage, struct moment at, struct verify_options *opts)
+{
+    const struct workload *w = stage->rec.w;
+    opts->at = at;
+    opts->backing = stage->rec.backing;
+    opts->model = &stage->rec.model;
+    opts->unborn = w->logs_creation && at.flushed == 0;
+    opts->damaged = w->damage && at.flushed == 0;
 }
 
 void stage_strike(struct stage *stage)

@@ -5,7 +5,7 @@
 #ifndef QK_CRASH_STAGE_H
 #define QK_CRASH_STAGE_H
 
-#include "recorder.h"
+#include "verify.h"
 
 struct stage {
     struct recorder rec;
@@ -17,8 +17,10 @@ struct stage {
 
 /* Stores and model, nothing opened yet. */
 int stage_set(struct stage *stage, const struct workload *w, bool with_fault);
-/* Opens the image; creates it first when the log is to show that. */
+/* Opens the image; creates it first when the log is to show that, repairs it when damaged. */
 int stage_begin(struct stage *stage);
+/* How an image of that moment is to be looked at. */
+void stage_judge(const struct stage *stage, struct moment at, struct verify_options *opts);
 void stage_strike(struct stage *stage);
 
 #endif

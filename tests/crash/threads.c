@@ -90,7 +90,6 @@ static void make_guest(struct round *round, unsigned i, uint64_t seed)
     struct recorder *rec = &round->guests[i];
     uint64_t sectors = round->stage.rec.w->create.size_bytes / SECTOR;
     recorder_init(rec, round->stage.rec.w);
-    model_op(&rec->model, (struct op){.flush = true});
     rec->file = round->stage.trace;
     rec->img = round->stage.rec.img;
     rec->log_position = shared_position;

@@ -90,8 +90,9 @@ static bool second_check(struct verification *v, const char *when)
     return true;
 }
 
-/* A dirty image is repaired in its place; then its bit must be gone for fsck to count. */
-static bool repair_dirty(struct verification *v)
+/* A dirty or damaged image is repaired in its place; then its bit must be gone for fsck to count.
+ */
+static bool repair_it(struct verification *v)
 {
     struct image *img = open_image(v, true);
     if (!img)
@@ -209,9 +210,10 @@ bool verify_image(struct qk_io *mem, const struct verify_options *opts, char tex
     struct fsck fsck;
     if (!fsck_run(bytes, len, &fsck))
         return opts->unborn || no(&v, "not an image");
-    if (fsck.dirty && !repair_dirty(&v))
+    bool repair = fsck.dirty || opts->damaged;
+    if (repair && !repair_it(&v))
         return false;
-    if (!look(&v, fsck.dirty ? "after the repair" : "after the crash"))
+    if (!look(&v, repair ? "after the repair" : "after the crash"))
         return false;
     if (opts->oracle && !ask_oracle(&v))
         return false;

@@ -12,6 +12,7 @@ struct verify_options {
     struct qk_io *backing; /* NULL: none */
     const struct model *model;
     bool unborn;        /* the file need not be an image yet */
+    bool damaged;       /* the image is being repaired: look at it after another repair */
     bool go_on;         /* also write more and look again; changes mem */
     const char *oracle; /* path of qemu-img to ask as well, or NULL */
 };

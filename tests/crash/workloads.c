@@ -177,6 +177,14 @@ static void run_compressed(struct recorder *rec)
     }
 }
 
+/* The repair at the beginning is what matters here. */
+static void run_after_repair(struct recorder *rec)
+{
+    for (int i = 0; i < 20; i++)
+        write_some(rec, 512, 4 * K);
+    rec_reopen(rec);
+}
+
 /* ---- on which images ---- */
 
 /* Short names for a row's image: size, version, cluster bits, refcount order. */
@@ -233,6 +241,16 @@ const struct workload workloads[] = {
     {"compressed-64k", IMAGE(1 * M, 2, 16, 4), .seed = 31, .run = run_compressed},
     {"compressed-lazy", IMAGE(128 * K, 3, 10, 4), .create.lazy_refcounts = true, .seed = 32,
      .run = run_compressed},
+    {"repair-dirty", IMAGE(384 * K, 3, 9, 4), .create.lazy_refcounts = true, .damage = DAMAGE_DIRTY,
+     .seed = 33, .run = run_after_repair},
+    {"repair-dirty-growth", IMAGE(4608 * K, 3, 9, 6), .create.lazy_refcounts = true,
+     .damage = DAMAGE_DIRTY, .seed = 34, .run = run_after_repair},
+    {"repair-blocks", IMAGE(384 * K, 3, 9, 4), .damage = DAMAGE_BLOCKS, .seed = 35,
+     .run = run_after_repair},
+    {"repair-table", IMAGE(384 * K, 3, 9, 4), .damage = DAMAGE_TABLE, .seed = 36,
+     .run = run_after_repair},
+    {"repair-refcounts", IMAGE(384 * K, 3, 10, 4), .damage = DAMAGE_REFCOUNTS, .seed = 37,
+     .run = run_after_repair},
 };
 const size_t workload_count = ARRAY_SIZE(workloads);
 uint32_t workload_salt;
