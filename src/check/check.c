@@ -122,7 +122,8 @@ static int finish(struct check *c, struct qk_error *err)
 int check_image(struct image *img, const struct qk_check_options *opts,
                 struct qk_check_result *result, struct qk_error *err)
 {
-    struct check c = {.img = img, .opts = opts, .result = result};
+    static const struct qk_check_options look_only = QK_CHECK_OPTIONS_INIT;
+    struct check c = {.img = img, .opts = opts ? opts : &look_only, .result = result};
     *result = (struct qk_check_result)QK_CHECK_RESULT_INIT;
     pthread_mutex_init(&c.lock, NULL);
     int ret = check_init(&c, err);

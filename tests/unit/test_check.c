@@ -236,6 +236,8 @@ static void test_read_only(void)
     CHECK_EQ(r.allocated_clusters, WRITTEN_CLUSTERS);
     CHECK_EQ(r.total_clusters, 64);
     CHECK_ERR(run_check(img, QK_FIX_LEAKS, &f, &r), -EROFS);
+    CHECK_OK(check_image(img, NULL, &r, NULL));
+    CHECK_EQ(r.corruptions + r.leaks + r.check_errors, 0);
     image_abandon(img);
     io_close(io, NULL);
 }
