@@ -184,6 +184,8 @@ int image_open(struct qk_io *file, const struct image_options *opts, struct imag
         return qk_fail_nomem(err);
     img->file = file;
     img->opts = *opts;
+    /* What a process before us wrote may not be stable: the first flush covers that, too. */
+    img->unsynced = opts->writable;
     init_locks(img);
     int ret = header_io_load(img, err);
     if (ret == 0) {
