@@ -60,7 +60,8 @@ int plan_decide(struct check *c, struct qk_error *err)
     c->actions &= ~(unsigned)ACT_LOWER;
     if (c->sink.seen[PROBLEM_REFCOUNT_HIGH])
         sink_message(&c->sink, "Leaked clusters are kept: they may belong to what is damaged");
-    if ((c->actions & ACT_REBUILD) && blocks_unknown(c)) {
+    /* Refcounts of zero where there are references show that the others tell nothing either. */
+    if ((c->actions & ACT_REBUILD) && (blocks_unknown(c) || c->sink.seen[PROBLEM_REFCOUNT_ZERO])) {
         c->actions = (c->actions & ~(unsigned)ACT_REBUILD) | ACT_RAISE;
         sink_message(&c->sink, "The refcount structure is not rebuilt: what is damaged may own "
                                "clusters that look free");
