@@ -47,12 +47,31 @@ static uint64_t nasty(uint64_t *state, const struct input *in)
 {
     const uint64_t cluster = UINT64_C(1) << (load_be32(in->bytes + 20) & 31);
     const uint64_t values[] = {
-        0, 1, 2, 3, UINT64_MAX, UINT64_C(1) << 63, UINT64_C(1) << 62, UINT64_C(3) << 62,
-        cluster, 2 * cluster, cluster - 1, cluster | UINT64_C(1) << 63, in->size,
-        in->size / cluster * cluster, UINT64_C(0x7fffffff), UINT64_C(1) << 32,
-        load_be64(in->bytes + 40), load_be64(in->bytes + 48), load_be64(in->bytes + 64),
-        (UINT64_C(1) << 56) - cluster, INT64_MAX, INT64_MAX - 511, next(state) % in->size,
-        next(state), next(state) % in->size / cluster * cluster | UINT64_C(1) << 63,
+        0,
+        1,
+        2,
+        3,
+        UINT64_MAX,
+        UINT64_C(1) << 63,
+        UINT64_C(1) << 62,
+        UINT64_C(3) << 62,
+        cluster,
+        2 * cluster,
+        cluster - 1,
+        cluster | UINT64_C(1) << 63,
+        in->size,
+        in->size / cluster * cluster,
+        UINT64_C(0x7fffffff),
+        UINT64_C(1) << 32,
+        load_be64(in->bytes + 40),
+        load_be64(in->bytes + 48),
+        load_be64(in->bytes + 64),
+        (UINT64_C(1) << 56) - cluster,
+        INT64_MAX,
+        INT64_MAX - 511,
+        next(state) % in->size,
+        next(state),
+        next(state) % in->size / cluster * cluster | UINT64_C(1) << 63,
     };
 
     return values[next(state) % (sizeof(values) / sizeof(values[0]))];
