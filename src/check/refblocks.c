@@ -40,7 +40,7 @@ static uint64_t table_bytes(const struct check *c, uint64_t off)
     if (c->sink.seen[PROBLEM_REFTABLE_RANGE])
         bytes = min_u64(
             bytes, round_up(div_round_up(c->clusters, block_clusters(c)) * 8, c->g->cluster_bytes));
-    return round_down(min_u64(bytes, c->file_bytes - off), 8);
+    return min_u64(bytes, round_up(c->file_bytes - off, 8));
 }
 
 static int table_load(struct check *c, struct qk_error *err)

@@ -73,7 +73,9 @@ static int active_l1_load(struct check *c, struct qk_error *err)
 {
     uint64_t off = min_u64(c->h->l1_off, c->file_bytes);
     uint64_t bytes = min_u64((uint64_t)c->h->l1_entries * 8, QCOW2_MAX_L1_BYTES);
-    bytes = min_u64(bytes, c->file_bytes - off);
+    /* An entry that the end of the file cuts continues with zeroes, as it would if the file grew.
+     */
+    bytes = min_u64(bytes, round_up(c->file_bytes - off, 8));
     c->l1_entries = (uint32_t)(bytes / 8);
     c->l1 = calloc(c->l1_entries + 1u, sizeof(*c->l1));
     if (!c->l1)
