@@ -450,8 +450,8 @@ struct qk_convert_options {
 
 /*
  * Copies the concatenation of `count` sources into target, which must be at least as large, and
- * flushes it. Memory is bounded by threads x 4 MiB. -ECANCELED; errors of either side. The
- * target's content is undefined after a failure.
+ * flushes it. Memory is bounded by threads x 4 MiB, with QK_CONVERT_COMPRESS threads x 6 clusters
+ * more. -ECANCELED; errors of either side. The target's content is undefined after a failure.
  */
 QK_API int qk_convert(struct qk_disk *const *sources, size_t count, struct qk_disk *target,
                       const struct qk_convert_options *opts, struct qk_error *err);
