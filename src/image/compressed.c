@@ -105,9 +105,8 @@ static int stream_fail(struct image *img, guest_off_t off, uint64_t host, int re
 {
     return qk_fail_at(err, ret == -ENOMEM ? ret : -EIO,
                       WHERE(img->file->name, "compressed cluster", host),
-                      "the compressed cluster at guest offset %" PRIu64 " (host offset %" PRIu64
-                      ") cannot be read: %s",
-                      round_down(off.v, img->g.cluster_bytes), host, codec_reason(ret));
+                      "the compressed cluster at guest offset %" PRIu64 " cannot be read: %s",
+                      round_down(off.v, img->g.cluster_bytes), codec_reason(ret));
 }
 
 int compressed_read(struct image *img, guest_off_t off, const struct map_extent *ext,
