@@ -95,7 +95,9 @@ static int copy_range(struct node *node, uint64_t off, uint64_t len, uint8_t *bu
     while (len) {
         size_t n = (size_t)min_u64(len, COPY_BYTES);
         int ret = io_read(&node->io, off, buf, n, err);
-        if (ret == 0)
+        if (ret == 0 && is_zero(&(struct iovec){buf, n}, 1)) /* takes no space where it need not */
+            ret = io_zero_or_write(&node->io, off, n, 0, err);
+        else if (ret == 0)
             ret = io_write(&node->io, off, buf, n, 0, err);
         if (ret < 0)
             return ret;

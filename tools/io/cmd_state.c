@@ -158,6 +158,8 @@ int do_reopen(struct session *session, const struct args *args)
         report_error("%s", text);
         return -EINVAL;
     }
+    if (!args->opts.value_count) /* nothing changes */
+        return do_flush(session, args);
     copy_spec(&fresh, &session->spec);
     ret = change_modes(&fresh, args);
     if (!ret)
