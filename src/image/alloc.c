@@ -107,11 +107,14 @@ int free_queue(struct image *img, struct cluster_run run, struct qk_error *err)
     return free_queue_locked(img, run, err);
 }
 
-/* Lowers the refcounts of a run and appends the clusters that reached 0 to `gone`. */
+/* Lowers the refcounts of a run and appends the clusters that reached 0 to `gone`. The free map
+ * learns first that they are used: from a refcount of 0 it would conclude that they are free. */
 static int lower(struct image *img, struct cluster_run run, struct cluster_run_vec *gone,
                  struct qk_error *err)
 {
-    int ret = refcount_add(img, run, -1, err);
+    int ret = freemap_set(img->free, run.first, run.count, true, err);
+    if (ret == 0)
+        ret = refcount_add(img, run, -1, err);
     for (uint64_t i = 0; i < run.count && ret == 0; i++) {
         uint64_t value;
         ret = refcount_get(img, run.first + i, &value, err);

@@ -142,11 +142,56 @@ static void test_random(uint32_t cluster_bits, uint32_t order)
     free(w);
 }
 
+/* ---- a cluster on its way to be free belongs to nobody yet ---- */
+
+static struct image *discarding;
+static struct cluster_run taken_meanwhile;
+
+static int allocate_in_discard(struct qk_io *io, uint64_t off, uint64_t len, struct qk_error *err)
+{
+    (void)io;
+    (void)off;
+    (void)len;
+    (void)err;
+    CHECK_OK(alloc_clusters(discarding, 1, &taken_meanwhile, NULL));
+    return 0;
+}
+
+/* The free map has not looked at the cluster before, so it knows its refcount only. */
+static void test_taken_in_discard(void)
+{
+    struct create_params p = {.size_bytes = 1 << 20,
+                              .version = 3,
+                              .cluster_bits = 9,
+                              .refcount_order = 4,
+                              .prealloc = QK_PREALLOC_METADATA};
+    struct image_options o = {
+        .writable = true, .lazy_refcounts = -1, .overlap = OVERLAP_CACHED, .discard_to_file = true};
+    struct qk_io *io;
+    REQUIRE(io_mem_open(NULL, 0, 0, &io, NULL) == 0);
+    REQUIRE(image_create(io, &p, NULL) == 0);
+    REQUIRE(image_open(io, &o, &discarding, NULL) == 0);
+    struct qk_io_ops ops = *io->ops;
+    const struct qk_io_ops *plain = io->ops;
+    ops.discard = allocate_in_discard;
+    io->ops = &ops;
+    struct map_extent ext;
+    CHECK_OK(image_map(discarding, guest_off(4096), 512, &ext, NULL));
+    CHECK_OK(image_discard(discarding, guest_off(4096), 512, NULL));
+    CHECK_OK(image_flush(discarding, NULL));
+    CHECK_EQ(taken_meanwhile.count, 1);
+    CHECK(taken_meanwhile.first != ext.host >> 9);
+    io->ops = plain;
+    CHECK_OK(image_close(discarding, NULL));
+    io_close(io, NULL);
+}
+
 int main(void)
 {
     for (uint32_t order = 0; order <= 6; order++) {
         test_random(9, order);
         test_random(10, order);
     }
+    test_taken_in_discard();
     return TEST_SUMMARY();
 }
