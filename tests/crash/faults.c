@@ -9,7 +9,7 @@
  *     faults [--jobs N] [--every N] [--states N] [--workload NAME [--run INDEX]]
  *            [--salt N]
  *
- * --every takes only each Nth request (default 4, or 1 when QCOWKIT_MATRIX is "full"); --states
+ * --every takes only each Nth request (default 10, or 1 when QCOWKIT_MATRIX is "full"); --states
  * is the number of crashes per run (default 1).
  */
 #include "alloc_fail.h"
@@ -357,7 +357,7 @@ int main(int argc, char **argv)
     size_t passed = 0, failed = 0;
     const char *matrix = getenv("QCOWKIT_MATRIX");
     if (!matrix || strcmp(matrix, "full") != 0)
-        settings.every = 4 * SLOWER;
+        settings.every = 10 * SLOWER;
     parse(&settings, argc, argv);
     setvbuf(stdout, NULL, _IOLBF, 0);
     for (size_t i = 0; i < workload_count; i++) {

@@ -31,6 +31,10 @@ static const struct workload setups[] = {
     {SETUP("threads-v2", 4, 256 * K, 2, 10, 4)},
     {SETUP("threads-lazy", 5, 256 * K, 3, 9, 4), .create.lazy_refcounts = true},
     {SETUP("threads-growth", 6, 2560 * K, 3, 9, 6)},
+    {SETUP("threads-punch", 7, 512 * K, 3, 12, 4), .create.prealloc = QK_PREALLOC_FULL,
+     .options.discard_to_file = true},
+    {SETUP("threads-punch-512", 8, 256 * K, 3, 9, 4), .create.prealloc = QK_PREALLOC_METADATA,
+     .options.discard_to_file = true},
 };
 
 /* One image, and the guest of each thread. They share the open image and the log. */
@@ -195,7 +199,7 @@ int main(int argc, char **argv)
     static const struct option options[] = {{"states", required_argument, NULL, 'n'},
                                             {NULL, 0, NULL, 0}};
     enum { PER_ROUND = 40 };
-    size_t states = 3600 / SLOWER, passed = 0, failed = 0;
+    size_t states = 4800 / SLOWER, passed = 0, failed = 0;
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) >= 0;) {
         if (c != 'n')
             return 2;
