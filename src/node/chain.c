@@ -19,7 +19,7 @@ enum { CHAIN_DEPTH_MAX = 200 };
 
 /* ---- loops ------------------------------------------------------------------------------- */
 
-static void identify(struct chain_link *link)
+void chain_identify(struct chain_link *link)
 {
     struct stat st;
     if (link->name && stat(link->name, &st) == 0) {
@@ -38,14 +38,13 @@ static void describe_loop(const struct chain_link *link, const struct chain_link
     snprintf(buf + len, size - len, "'%s' -> ", link->name);
 }
 
-/* `below` is what `link` names as its backing file. */
-static int refuse_loop(const struct chain_link *link, const char *below, struct qk_error *err)
+int chain_refuse_loop(const struct chain_link *link, const char *below, struct qk_error *err)
 {
     struct chain_link next = {.name = below};
     if (link->depth >= CHAIN_DEPTH_MAX)
         return qk_fail(err, -ELOOP, "The backing chain is deeper than %d images at '%s'",
                        CHAIN_DEPTH_MAX, below);
-    identify(&next);
+    chain_identify(&next);
     for (const struct chain_link *l = link; l; l = l->above) {
         if (!next.ino || l->ino != next.ino || l->dev != next.dev)
             continue;
@@ -131,7 +130,7 @@ static int name_backing(struct node *node, struct backing *b, enum qk_policy pol
     if (ret == 0)
         ret = chain_backing_name(node, name, &node->backing_full, err);
     if (ret == 0)
-        ret = refuse_loop(&b->link, name_strip_file(node->backing_full), err);
+        ret = chain_refuse_loop(&b->link, name_strip_file(node->backing_full), err);
     if (ret < 0)
         return ret;
     b->req.name = node->backing_full;
@@ -163,7 +162,7 @@ int chain_open_backing(struct node *node, struct open_request *req, struct qk_er
     if (!b.link.name)
         b.link.name = node->io.name;
     b.link.depth = req->above ? req->above->depth + 1 : 1;
-    identify(&b.link);
+    chain_identify(&b.link);
     b.req.above = &b.link;
     int ret = options_split(&req->opts, "backing.", &b.req.opts, err);
     if (ret == 0)

@@ -49,11 +49,14 @@ static int open_backing(const char *name, const struct create_plan *plan, struct
         name_resolve(target_file(name), options_find(&plan->opts, "backing_file")->value);
     if (!full)
         return qk_fail_nomem(err);
+    struct chain_link target = {.name = target_file(name)};
+    chain_identify(&target);
     struct open_request req = {
         .name = full,
         .format = format ? format->value : NULL,
         .flags = QK_OPEN_FORCE_SHARE,
         .role = ROLE_BACKING,
+        .above = &target,
     };
     int ret = node_open(&req, out, err);
     if (ret < 0 && err) {
@@ -89,6 +92,17 @@ static int consult_backing(const char *name, struct create_plan *plan, struct qk
     return ret;
 }
 
+/* By whatever name: the new image would replace its own data. */
+static int refuse_own_backing(const char *name, const char *backing, struct qk_error *err)
+{
+    struct chain_link target = {.name = target_file(name)};
+    CLEANUP_FREE char *full = name_resolve(target.name, backing);
+    if (!full)
+        return qk_fail_nomem(err);
+    chain_identify(&target);
+    return chain_refuse_loop(&target, name_strip_file(full), err);
+}
+
 /* What both public calls check first. */
 static int begin(struct create_plan *plan, const char *name, const char *format,
                  const char *const *options, struct qk_error *err)
@@ -109,7 +123,7 @@ static int begin(struct create_plan *plan, const char *name, const char *format,
         return qk_fail(err, -EINVAL,
                        "Error: Trying to create an image with the same filename as "
                        "the backing file");
-    return 0;
+    return refuse_own_backing(name, backing->value, err);
 }
 
 static int need_size(const struct create_plan *plan, struct qk_error *err)

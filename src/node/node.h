@@ -105,6 +105,11 @@ int node_set_names(struct node *node, struct qk_error *err);
 
 /* chain.c: opens the backing file that the image of `node` names, or that req->opts override. */
 int chain_open_backing(struct node *node, struct open_request *req, struct qk_error *err);
+/* Fills dev and ino of link->name, when that is a file. */
+void chain_identify(struct chain_link *link);
+/* -ELOOP when `below`, the backing file of `link`, is the file of link or of one above it, or too
+ * deep. */
+int chain_refuse_loop(const struct chain_link *link, const char *below, struct qk_error *err);
 /* Resolves the image's backing name against the node's place. *full: NULL when it has none. */
 int chain_backing_name(const struct node *node, const char *name, char **full,
                        struct qk_error *err);
