@@ -8,6 +8,14 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+#define SLAB_MIN 4u
+#define SLAB_MAX 32u
 
 static struct cache_shard *shard_of(struct cache *c, uint64_t off)
 {
@@ -105,11 +113,13 @@ int cache_init(struct cache *c, const struct cache_config *config, struct qk_err
 
 static void shard_drop(struct cache_shard *sh)
 {
-    for (size_t i = 0; i < sh->slots.len; i++) {
-        free(sh->slots.ptr[i]->data);
-        free(sh->slots.ptr[i]);
+    for (size_t i = 0; i < sh->slabs.len; i++) {
+        free(sh->slabs.ptr[i].slices);
+        free(sh->slabs.ptr[i].data);
     }
+    slab_vec_free(&sh->slabs);
     slice_vec_free(&sh->slots);
+    sh->spare = 0;
     sh->hand = 0;
     sh->dirty = NULL;
     for (size_t i = 0; sh->buckets && i <= sh->bucket_mask; i++)
@@ -134,24 +144,39 @@ void cache_destroy(struct cache *c)
     c->shard_count = 0;
 }
 
-/* A slot for a new slice: an unused one while there is room, else the first clean one that was
- * not used lately, else one more (all are dirty: the next writeback makes them clean). */
+static int slab_add(struct cache *c, struct cache_shard *sh)
+{
+    size_t room = c->max_slots > sh->slots.len ? c->max_slots - sh->slots.len : 0;
+    struct slab slab = {.count = (size_t)min_u64(max_u64(room, SLAB_MIN), SLAB_MAX)};
+    size_t bytes = (size_t)round_up(slab.count * c->slice_bytes, 4096);
+    slab.slices = calloc(slab.count, sizeof(*slab.slices));
+    slab.data = aligned_alloc(4096, bytes);
+    if (!slab.slices || !slab.data || slab_vec_append(&sh->slabs, slab) < 0) {
+        free(slab.slices);
+        free(slab.data);
+        return -ENOMEM;
+    }
+    /* One call instead of a page fault for each slice; a kernel without it faults. */
+    madvise(slab.data, bytes, MADV_POPULATE_WRITE);
+    sh->spare = slab.count;
+    return 0;
+}
+
 static struct slice *slot_add(struct cache *c, struct cache_shard *sh)
 {
-    struct slice *s = calloc(1, sizeof(*s));
-    if (!s)
+    if (slice_vec_reserve(&sh->slots, sh->slots.len + 1) < 0 || (!sh->spare && slab_add(c, sh) < 0))
         return NULL;
+    struct slab *slab = &sh->slabs.ptr[sh->slabs.len - 1];
+    size_t i = slab->count - sh->spare--;
+    struct slice *s = &slab->slices[i];
     s->off = QK_OFFSET_NONE;
-    size_t align = c->slice_bytes < 4096 ? 512 : 4096;
-    s->data = aligned_alloc(align, c->slice_bytes);
-    if (!s->data || slice_vec_append(&sh->slots, s) < 0) {
-        free(s->data);
-        free(s);
-        return NULL;
-    }
+    s->data = slab->data + i * c->slice_bytes;
+    slice_vec_append(&sh->slots, s);
     return s;
 }
 
+/* A slot for a new slice: an unused one while there is room, else the first clean one that was
+ * not used lately, else one more (all are dirty: the next writeback makes them clean). */
 static struct slice *slot_take(struct cache *c, struct cache_shard *sh)
 {
     if (sh->slots.len < c->max_slots)

@@ -25,12 +25,22 @@ struct slice {
 };
 DEFINE_VECTOR(slice_vec, struct slice *)
 
+/* Slices are made some at a time: one allocation, and their pages in one go. */
+struct slab {
+    struct slice *slices;
+    uint8_t *data;
+    size_t count;
+};
+DEFINE_VECTOR(slab_vec, struct slab)
+
 struct cache_shard {
     pthread_mutex_t lock;
     pthread_cond_t loaded;
     struct slice **buckets;
     size_t bucket_mask;
-    struct slice_vec slots;
+    struct slice_vec slots; /* in use, of the slabs' slices */
+    struct slab_vec slabs;
+    size_t spare;        /* slices of the last slab that are not in use yet */
     size_t hand;         /* of the second-chance clock */
     struct slice *dirty; /* list */
 };
