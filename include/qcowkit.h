@@ -84,8 +84,8 @@ enum qk_open_flag {
     QK_OPEN_NO_IO = 1u << 8,         /* metadata only (info): no guest data will be read */
     QK_OPEN_SNAPSHOT = 1u << 9,      /* -s: writes go to a temporary overlay */
     QK_OPEN_COPY_ON_READ = 1u << 10, /* -C: what is read from below is kept in the top image */
-    QK_OPEN_NO_SHARE = 1u << 12,   /* no other program may write meanwhile, to raw images either;
-                                      FORCE_SHARE outweighs it */
+    QK_OPEN_NO_SHARE = 1u << 12,     /* no other program may write meanwhile, to raw images either;
+                                        FORCE_SHARE outweighs it */
     QK_OPEN_ZERO_TARGET = 1u << 11,  /* for a write-only conversion target: backing is not needed */
 };
 

@@ -72,9 +72,9 @@ struct image {
     struct cache refcounts;
     struct freemap *free;
     struct cluster_run_vec queued_frees;
-    uint64_t limit_clusters; /* first cluster past the end of a file that cannot grow */
-    uint64_t end_clusters;   /* one past the highest cluster allocated or found */
-    uint64_t fresh_from;     /* clusters from here on read as zero until they are written */
+    uint64_t limit_clusters;    /* first cluster past the end of a file that cannot grow */
+    uint64_t end_clusters;      /* one past the highest cluster allocated or found */
+    uint64_t fresh_from;        /* clusters from here on read as zero until they are written */
     uint64_t tails[PACK_TAILS]; /* first free byte behind compressed ones; 0: none */
     struct codec_pool codecs;
 
