@@ -183,6 +183,7 @@ int image_open(struct qk_io *file, const struct image_options *opts, struct imag
     if (!img)
         return qk_fail_nomem(err);
     img->file = file;
+    img->data = opts->data ? opts->data : file;
     img->opts = *opts;
     /* What a process before us wrote may not be stable: the first flush covers that, too. */
     img->unsynced = opts->writable;

@@ -40,6 +40,7 @@ struct image_options {
     int lazy_refcounts;            /* -1: as the image says; 0; 1 */
     unsigned overlap;              /* of enum overlap_bit */
     int compression_level;         /* of what is written compressed; 0: the default */
+    struct qk_io *data;            /* external data file, borrowed; NULL: guest data is in `file` */
     bool discard_to_file;          /* punch holes for freed clusters (discard=unmap) */
 };
 /* Covers 1 TiB with 64 KiB clusters; taken only as slices are used. */

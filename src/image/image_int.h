@@ -47,7 +47,8 @@ struct codec_pool {
 #define PACK_TAILS 8
 
 struct image {
-    struct qk_io *file;
+    struct qk_io *file;    /* all metadata, and compressed streams */
+    struct qk_io *data;    /* guest bytes: `file`, or the external data file */
     struct qk_io *backing; /* NULL: unallocated reads as zero */
     struct image_options opts;
     struct header h;
@@ -156,6 +157,17 @@ typedef bool (*l2_change_fn)(void *opaque, uint64_t index, struct l2_entry old,
 int l2_change(struct image *img, guest_off_t off, uint64_t clusters, l2_change_fn fn, void *opaque,
               struct qk_error *err);
 
+/* ---- data.c ---- */
+/* Where guest bytes are: as the guest counts, and in img->data. */
+struct data_place {
+    guest_off_t guest;
+    uint64_t host;
+};
+int data_readv(struct image *img, struct data_place at, const struct iovec *iov, int iovcnt,
+               struct qk_error *err);
+int data_writev(struct image *img, struct data_place at, const struct iovec *iov, int iovcnt,
+                struct qk_error *err);
+
 /* ---- compressed.c ---- */
 /* A part of a request: `len` bytes of the iovec, from byte `skip` on. */
 struct piece {
@@ -210,6 +222,20 @@ int image_writeback(struct image *img, bool final, struct qk_error *err);
 int header_io_load(struct image *img, struct qk_error *err);
 /* Writes the first sector from img->h. header_lock held. */
 int header_io_write(struct image *img, struct qk_error *err);
+/* What changes beyond the fixed fields. Members that are NULL stay as they are. */
+struct header_change {
+    const struct header *fixed;          /* all of them, version and header_bytes included */
+    const struct header_extension *exts; /* each replaces the one of its type, or is added */
+    size_t ext_count;                    /* data NULL: the extension goes */
+    const char *backing_name;            /* "": none */
+};
+/*
+ * Switches the header from one state to another with one write of its first sector; what does not
+ * fit there (a backing file name, feature names) is stable before, at bytes that the old state does
+ * not use. -ENOSPC when that cannot be, nothing changed then. Stable on return. Takes header_lock;
+ * img->h, exts, backing_name and backing_format follow.
+ */
+int header_io_switch(struct image *img, const struct header_change *change, struct qk_error *err);
 
 /* ---- overlap.c ---- */
 /* INV-6: -EIO, and the image marked corrupt, when [off, off + len) hits metadata other than of

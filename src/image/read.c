@@ -17,13 +17,25 @@ static int read_into(struct qk_io *io, uint64_t off, const struct piece *p, stru
     return ret;
 }
 
+static int read_data(struct image *img, struct data_place at, const struct piece *p,
+                     struct qk_error *err)
+{
+    if (p->skip == 0 && p->len == iov_total(p->iov, p->iovcnt))
+        return data_readv(img, at, p->iov, p->iovcnt, err);
+    struct iov_view view;
+    if (iov_view_init(&view, p->iov, p->iovcnt, p->skip, p->len) < 0)
+        return qk_fail_nomem(err);
+    int ret = data_readv(img, at, view.iov, view.iovcnt, err);
+    iov_view_free(&view);
+    return ret;
+}
+
 static int read_extent(struct image *img, guest_off_t off, const struct map_extent *ext,
                        const struct piece *p, struct qk_error *err)
 {
     switch (ext->kind) {
     case CLUSTER_NORMAL:
-        io_event(img->file, "read_aio");
-        return read_into(img->file, ext->host, p, err);
+        return read_data(img, (struct data_place){off, ext->host}, p, err);
     case CLUSTER_COMPRESSED:
         return compressed_read(img, off, ext, p, err);
     case CLUSTER_UNALLOCATED:
@@ -126,7 +138,7 @@ static int status_held(struct image *img, guest_off_t off, uint64_t len, struct 
         .off = off.v,
         .len = ext.len,
         .host_off = ext.host,
-        .file = img->file->name,
+        .file = img->data->name,
         .flags = status_flags[ext.kind],
     };
     while (extent->len < len) {

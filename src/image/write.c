@@ -35,20 +35,6 @@ static bool in_place(const struct map_extent *ext)
 
 /* ---- transfer ---- */
 
-/* Guest bytes to the file. `unsynced` is set when they are there: a barrier that starts earlier
- * does not cover them. */
-static int put(struct image *img, uint64_t host, const struct iovec *iov, int iovcnt,
-               struct qk_error *err)
-{
-    int ret = overlap_check(img, 0, host, iov_total(iov, iovcnt), err);
-    if (ret < 0)
-        return ret;
-    io_event(img->file, "write_aio");
-    ret = io_writev(img->file, host, iov, iovcnt, 0, err);
-    image_note_unsynced(img);
-    return ret;
-}
-
 /* A copy-on-write edge: guest bytes before or after the written ones, in the same cluster. */
 struct edge {
     guest_off_t off;
@@ -88,15 +74,15 @@ static int write_with_edges(struct image *img, const struct plan *p, struct edge
     if (!iov)
         return qk_fail_nomem(err);
     int n = 0;
-    uint64_t host = p->run.first << img->g.cluster_bits;
+    uint64_t host = p->run.first << img->g.cluster_bits, at = edges[0].off.v;
     if (edges[0].buf)
         iov[n++] = (struct iovec){edges[0].buf, edges[0].len};
     else
-        host += edges[0].len;
+        host += edges[0].len, at = p->off.v;
     n += iov_slice(p->iov, p->iovcnt, p->skip, p->len, iov + n);
     if (edges[1].buf)
         iov[n++] = (struct iovec){edges[1].buf, edges[1].len};
-    return put(img, host, iov, n, err);
+    return data_writev(img, (struct data_place){guest_off(at), host}, iov, n, err);
 }
 
 static int transfer(struct image *img, const struct plan *p, struct qk_error *err)
@@ -223,7 +209,7 @@ static int write_in_place(struct image *img, const struct plan *p, uint64_t host
     struct iov_view view;
     if (iov_view_init(&view, p->iov, p->iovcnt, p->skip, p->len) < 0)
         return qk_fail_nomem(err);
-    int ret = put(img, host, view.iov, view.iovcnt, err);
+    int ret = data_writev(img, (struct data_place){p->off, host}, view.iov, view.iovcnt, err);
     iov_view_free(&view);
     return ret;
 }
