@@ -207,7 +207,10 @@ int header_layout(const struct header_layout *layout, uint8_t *out, size_t size,
     memset(out, 0, size);
     if (name_len > QCOW2_MAX_BACKING_NAME)
         return qk_fail(err, -EINVAL, "Backing file name too long");
-    if (!put_fixed(&c, layout) || !put_extensions(&c, layout->exts) || name_len > size - c.at)
+    bool fits = put_fixed(&c, layout) && put_extensions(&c, layout->exts);
+    if (name_len && c.at < layout->name_from)
+        c.at = layout->name_from < size ? layout->name_from : size;
+    if (!fits || name_len > size - c.at)
         return qk_fail_at(err, -ENOSPC, WHERE(NULL, "header", 0),
                           "Header extensions and backing file name do not fit in %zu bytes", size);
     h->backing_name_off = name_len ? c.at : 0;

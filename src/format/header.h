@@ -141,6 +141,7 @@ struct header_layout {
     const uint8_t *unknown_fields; /* header_bytes - 112 bytes, or NULL */
     const struct header_extensions *exts;
     const char *backing_name;
+    size_t name_from; /* the name stands at this offset or later */
 };
 int header_layout(const struct header_layout *layout, uint8_t *out, size_t size,
                   struct qk_error *err);

@@ -377,8 +377,8 @@ static int make_header(const struct create_params *p, struct layout *l, uint8_t 
     if (ret < 0) {
         qk_fail_nomem(err);
     } else {
-        ret = header_layout(&(struct header_layout){&l->h, NULL, &exts, p->backing_file}, cluster,
-                            l->g.cluster_bytes, err);
+        ret = header_layout(&(struct header_layout){&l->h, NULL, &exts, p->backing_file, 0},
+                            cluster, l->g.cluster_bytes, err);
         if (ret < 0 && p->backing_file)
             qk_error_prefix(err, "Could not assign backing file '%.256s'", p->backing_file);
     }

@@ -50,6 +50,12 @@ static int load_extensions(struct image *img, struct qk_error *err)
     return ret;
 }
 
+int header_io_parse_cluster(struct image *img, struct qk_error *err)
+{
+    int ret = load_extensions(img, err);
+    return ret < 0 ? ret : load_backing_name(img, err);
+}
+
 int header_io_load(struct image *img, struct qk_error *err)
 {
     uint8_t first[QCOW2_FULL_HEADER_BYTES];

@@ -222,6 +222,10 @@ int image_writeback(struct image *img, bool final, struct qk_error *err);
 int header_io_load(struct image *img, struct qk_error *err);
 /* Writes the first sector from img->h. header_lock held. */
 int header_io_write(struct image *img, struct qk_error *err);
+/* Extensions and backing file name from img->header_cluster. */
+int header_io_parse_cluster(struct image *img, struct qk_error *err);
+
+/* ---- header_switch.c ---- */
 /* What changes beyond the fixed fields. Members that are NULL stay as they are. */
 struct header_change {
     const struct header *fixed;          /* all of them, version and header_bytes included */

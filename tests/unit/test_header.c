@@ -323,7 +323,7 @@ static void extensions_kept(void)
     for (size_t i = 0; i < ARRAY_SIZE(list); i++)
         header_extension_vec_append(&exts.list, list[i]);
     h.header_bytes = 120;
-    CHECK_OK(header_layout(&(struct header_layout){&h, unknown, &exts, "below.qcow2"}, cluster,
+    CHECK_OK(header_layout(&(struct header_layout){&h, unknown, &exts, "below.qcow2", 0}, cluster,
                            sizeof(cluster), NULL));
     CHECK_MEM(cluster + 112, unknown, 8);
     CHECK_EQ(h.backing_name_len, 11);
@@ -417,13 +417,13 @@ static void as_qemu_writes_it(void)
     CHECK_EQ(len, 384);
     header_extension_vec_append(
         &exts.list, (struct header_extension){HEXT_FEATURE_NAMES, (uint32_t)len, table});
-    CHECK_OK(header_layout(&(struct header_layout){&h, NULL, &exts, NULL}, cluster, 512, NULL));
+    CHECK_OK(header_layout(&(struct header_layout){&h, NULL, &exts, NULL, 0}, cluster, 512, NULL));
     CHECK_MEM(cluster, expected, 512);
     CHECK_EQ(h.backing_name_off, 0);
     /* one more byte finds no room */
-    CHECK_ERR(header_layout(&(struct header_layout){&h, NULL, &exts, "x"}, cluster, 512, NULL),
+    CHECK_ERR(header_layout(&(struct header_layout){&h, NULL, &exts, "x", 0}, cluster, 512, NULL),
               -ENOSPC);
-    CHECK_ERR(header_layout(&(struct header_layout){&h, NULL, &exts, NULL}, cluster, 511, NULL),
+    CHECK_ERR(header_layout(&(struct header_layout){&h, NULL, &exts, NULL, 0}, cluster, 511, NULL),
               -ENOSPC);
     header_extensions_free(&exts);
 }
@@ -435,15 +435,15 @@ static void long_backing_names(void)
     struct header h = sound_header();
     memset(name, 'n', sizeof(name));
     name[1023] = 0;
-    CHECK_OK(header_layout(&(struct header_layout){&h, NULL, NULL, name}, cluster, 2048, NULL));
+    CHECK_OK(header_layout(&(struct header_layout){&h, NULL, NULL, name, 0}, cluster, 2048, NULL));
     CHECK_EQ(h.backing_name_off, 120);
     CHECK_EQ(h.backing_name_len, 1023);
-    CHECK_ERR(header_layout(&(struct header_layout){&h, NULL, NULL, name}, cluster, 1142, NULL),
+    CHECK_ERR(header_layout(&(struct header_layout){&h, NULL, NULL, name, 0}, cluster, 1142, NULL),
               -ENOSPC);
-    CHECK_OK(header_layout(&(struct header_layout){&h, NULL, NULL, name}, cluster, 1143, NULL));
+    CHECK_OK(header_layout(&(struct header_layout){&h, NULL, NULL, name, 0}, cluster, 1143, NULL));
     name[1023] = 'n';
     name[1024] = 0;
-    CHECK_ERR(header_layout(&(struct header_layout){&h, NULL, NULL, name}, cluster, 2048, NULL),
+    CHECK_ERR(header_layout(&(struct header_layout){&h, NULL, NULL, name, 0}, cluster, 2048, NULL),
               -EINVAL);
 }
 
