@@ -115,18 +115,7 @@ static int lower(struct image *img, struct cluster_run run, struct cluster_run_v
     int ret = freemap_set(img->free, run.first, run.count, true, err);
     if (ret == 0)
         ret = refcount_add(img, run, -1, err);
-    for (uint64_t i = 0; i < run.count && ret == 0; i++) {
-        uint64_t value;
-        ret = refcount_get(img, run.first + i, &value, err);
-        if (ret < 0 || value)
-            continue;
-        struct cluster_run *last = gone->len ? &gone->ptr[gone->len - 1] : NULL;
-        if (last && last->first + last->count == run.first + i)
-            last->count++;
-        else if (cluster_run_vec_append(gone, (struct cluster_run){run.first + i, 1, false}) < 0)
-            ret = qk_fail_nomem(err);
-    }
-    return ret;
+    return ret < 0 ? ret : refcount_zero_runs(img, run, gone, err);
 }
 
 static void discard_run(struct image *img, struct cluster_run run)

@@ -103,6 +103,9 @@ int refblock_offset(struct image *img, uint64_t block, uint64_t *off, struct qk_
 int refcount_get(struct image *img, uint64_t cluster, uint64_t *value, struct qk_error *err);
 /* +1 or -1 on each; the blocks exist. On failure those done are undone. */
 int refcount_add(struct image *img, struct cluster_run run, int delta, struct qk_error *err);
+/* Appends the clusters of the run whose refcount is 0. */
+int refcount_zero_runs(struct image *img, struct cluster_run run, struct cluster_run_vec *out,
+                       struct qk_error *err);
 int refcount_load_leaf(void *img, uint64_t leaf, uint64_t used[FREEMAP_LEAF / 64],
                        struct qk_error *err);
 
@@ -192,7 +195,8 @@ int image_check_writable(struct image *img, guest_off_t off, uint64_t len, struc
 int image_begin_writing(struct image *img, struct qk_error *err);
 /* Asks for a writeback when much metadata is dirty. */
 int image_throttle(struct image *img, struct qk_error *err);
-/* Points guest clusters at the new host clusters of the run; takes back what it could not link. */
+/* Points guest clusters at the new host clusters of the run, with no subcluster filled; takes back
+ * what it could not link. */
 int image_link(struct image *img, uint64_t guest_cluster, struct cluster_run run,
                struct qk_error *err);
 /* image_writev and image_zero with the range held exclusively, without looking at the disk's size.
@@ -267,6 +271,14 @@ static inline uint64_t image_l1_index(const struct image *img, guest_off_t off)
 static inline uint32_t image_l2_index(const struct image *img, guest_off_t off)
 {
     return (uint32_t)(off.v >> img->g.cluster_bits) & (img->g.l2_entries - 1);
+}
+
+/* A subcluster of that kind reads as zero without a look at its store. */
+static inline bool image_kind_is_zero(const struct image *img, enum cluster_kind kind)
+{
+    bool unallocated = kind == CLUSTER_UNALLOCATED || kind == CLUSTER_UNALLOCATED_ALLOC;
+    return kind == CLUSTER_ZERO_PLAIN || kind == CLUSTER_ZERO_ALLOC ||
+           (unallocated && !img->backing);
 }
 
 static inline uint64_t l1_load(const struct image *img, uint64_t index)

@@ -83,15 +83,6 @@ int refcount_get(struct image *img, uint64_t cluster, uint64_t *value, struct qk
     return 0;
 }
 
-static int add_one(struct image *img, struct slice *s, uint64_t index, int delta)
-{
-    uint64_t value = img->rc->get(s->data, index);
-    if (delta < 0 ? value == 0 : value == img->g.refcount_max)
-        return -ERANGE;
-    img->rc->set(s->data, index, delta < 0 ? value - 1 : value + 1);
-    return 0;
-}
-
 /* The part of the run that lies in the slice of its first cluster: returns how many were done. */
 static int add_in_slice(struct image *img, struct cluster_run run, int delta, uint64_t *done,
                         struct qk_error *err)
@@ -109,11 +100,11 @@ static int add_in_slice(struct image *img, struct cluster_run run, int delta, ui
     if (ret < 0)
         return ret;
     uint64_t n = min_u64(run.count, p.per_slice - p.index);
-    for (; *done < n && ret == 0; *done += ret == 0)
-        ret = add_one(img, s, p.index + *done, delta);
+    struct refcount_step step = {.amount = 1, .down = delta < 0};
+    *done = refcount_step(img->rc, s->data, p.index, n, &step, img->g.refcount_max);
     cache_mark_dirty(&img->refcounts, s);
     cache_put(&img->refcounts, s);
-    if (ret < 0)
+    if (*done < n)
         return qk_fail_at(err, delta < 0 ? -EIO : -ERANGE,
                           WHERE(img->file->name, "refcount block", p.slice_off),
                           delta < 0 ? "refcount of cluster %" PRIu64 " is already 0 (limit %" PRIu64
@@ -138,6 +129,53 @@ int refcount_add(struct image *img, struct cluster_run run, int delta, struct qk
                 refcount_add(img, (struct cluster_run){run.first, total, false}, -delta, NULL);
             return ret;
         }
+    }
+    return 0;
+}
+
+/* Appends the clusters whose bits are not set; cluster numbers count from `first`. */
+static int append_unset(struct cluster_run_vec *out, const uint64_t *bits, uint64_t first,
+                        uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i++) {
+        struct cluster_run *last = out->len ? &out->ptr[out->len - 1] : NULL;
+        if (bits[i / 64] == UINT64_MAX && i % 64 == 0) {
+            i += 63;
+            continue;
+        }
+        if (bits[i / 64] >> (i % 64) & 1)
+            continue;
+        if (last && last->first + last->count == first + i)
+            last->count++;
+        else if (cluster_run_vec_append(out, (struct cluster_run){first + i, 1, false}) < 0)
+            return -ENOMEM;
+    }
+    return 0;
+}
+
+#define ZERO_STEP 4096u /* refcounts that are asked for at once */
+
+int refcount_zero_runs(struct image *img, struct cluster_run run, struct cluster_run_vec *out,
+                       struct qk_error *err)
+{
+    for (uint64_t i = 0; i < run.count;) {
+        uint64_t used[ZERO_STEP / 64] = {0};
+        struct place p;
+        int ret = place_of(img, run.first + i, &p, err);
+        if (ret < 0)
+            return ret;
+        uint64_t n = min_u64(min_u64(run.count - i, p.per_slice - p.index), ZERO_STEP);
+        if (p.slice_off) {
+            struct slice *s;
+            ret = cache_get(&img->refcounts, p.slice_off, &s, err);
+            if (ret < 0)
+                return ret;
+            img->rc->used_bits(s->data, p.index, n, used);
+            cache_put(&img->refcounts, s);
+        }
+        if (append_unset(out, used, run.first + i, n) < 0)
+            return qk_fail_nomem(err);
+        i += n;
     }
     return 0;
 }

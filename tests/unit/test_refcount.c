@@ -1,8 +1,10 @@
 /*
  * test_refcount.c - refcounts of every width: each position of a small block and the edges of
- * large ones, neighbours untouched; used_bits against get for every start and length.
+ * large ones, neighbours untouched; used_bits and one_bits against get for every start and length;
+ * steps of many refcounts against a model that changes one at a time.
  */
 #include "base/checked.h"
+#include "base/cleanup.h"
 #include "format/refcount.h"
 #include "test.h"
 
@@ -84,25 +86,29 @@ static void edges_of_large_blocks(unsigned order)
     }
 }
 
-static void used_range(unsigned order, const uint8_t *block, uint64_t first, uint64_t count)
+static void bits_of_range(unsigned order, const uint8_t *block, uint64_t first, uint64_t count)
 {
     const struct refcount_ops *ops = refcount_ops(order);
-    uint64_t out[9];
+    uint64_t used[9], ones[9];
     bool same = true;
-    memset(out, 0xa5, sizeof(out));
-    ops->used_bits(block, first, count, out);
+    memset(used, 0xa5, sizeof(used));
+    memset(ones, 0xa5, sizeof(ones));
+    ops->used_bits(block, first, count, used);
+    ops->one_bits(block, first, count, ones);
     for (uint64_t i = 0; i < round_up(count, 64); i++) {
-        bool used = i < count && ops->get(block, first + i) != 0;
-        same &= (out[i / 64] >> (i % 64) & 1) == used;
+        uint64_t v = i < count ? ops->get(block, first + i) : 0;
+        same &= (used[i / 64] >> (i % 64) & 1) == (v != 0);
+        same &= (ones[i / 64] >> (i % 64) & 1) == (v == 1);
     }
-    same &= out[round_up(count, 64) / 64] == UINT64_C(0xa5a5a5a5a5a5a5a5);
+    same &= used[round_up(count, 64) / 64] == UINT64_C(0xa5a5a5a5a5a5a5a5);
+    same &= ones[round_up(count, 64) / 64] == UINT64_C(0xa5a5a5a5a5a5a5a5);
     if (!CHECK(same))
         printf("    order %u, first %" PRIu64 ", count %" PRIu64 "\n", order, first, count);
 }
 
 /* Sparse blocks, so that zero and not zero both occur at every width; the block is as long as
  * what may be read, so that a sanitizer sees reads behind it. */
-static void used_bits(unsigned order)
+static void bits(unsigned order)
 {
     const struct refcount_ops *ops = refcount_ops(order);
     const uint64_t count = 448;
@@ -112,9 +118,54 @@ static void used_bits(unsigned order)
             ops->set(block, i, UINT64_C(1) << rng() % (1u << order));
     for (uint64_t first = 0; first < 70; first++)
         for (uint64_t n = 0; n <= count - first; n += n < 130 ? 1 : 63)
-            used_range(order, block, first, n);
+            bits_of_range(order, block, first, n);
     for (uint64_t n = 0; n <= 200; n++)
-        used_range(order, block, count - n, n);
+        bits_of_range(order, block, count - n, n);
+    free(block);
+}
+
+/* One refcount at a time: what refcount_step promises. */
+static uint64_t model_step(unsigned order, uint8_t *block, uint64_t first, uint64_t count,
+                           const struct refcount_step *step)
+{
+    const struct refcount_ops *ops = refcount_ops(order);
+    uint64_t n = 0;
+    for (; n < count; n++) {
+        uint64_t v = ops->get(block, first + n);
+        bool fits =
+            step->down ? v >= step->amount : v >= step->least && step->amount <= max_of(order) - v;
+        if (!fits)
+            break;
+        ops->set(block, first + n, step->down ? v - step->amount : v + step->amount);
+    }
+    return n;
+}
+
+static void one_step(unsigned order, uint8_t *block, uint64_t refcounts, uint64_t odd)
+{
+    const struct refcount_ops *ops = refcount_ops(order);
+    size_t bytes = (size_t)(refcounts << order) / 8;
+    CLEANUP_FREE uint8_t *expected = malloc(bytes);
+    uint64_t first = rng() % refcounts, count = rng() % (refcounts - first + 1);
+    struct refcount_step step = {.amount = rng() % 4, .down = rng() & 1, .least = rng() & 1};
+    memset(block, 0, bytes);
+    ops->add(block, 0, refcounts, max_of(order) / 2 + 1);
+    for (; odd; odd--)
+        ops->set(block, rng() % refcounts, rng() & 1 ? max_of(order) : rng() & 1);
+    memcpy(expected, block, bytes);
+    uint64_t want = model_step(order, expected, first, count, &step);
+    uint64_t got = refcount_step(ops, block, first, count, &step, max_of(order));
+    if (!CHECK(got == want && memcmp(block, expected, bytes) == 0))
+        printf("    order %u, first %" PRIu64 ", count %" PRIu64 ": %" PRIu64 " for %" PRIu64 "\n",
+               order, first, count, got, want);
+}
+
+static void steps(unsigned order)
+{
+    const uint64_t refcounts = 16384;
+    uint8_t *block = malloc((size_t)(refcounts << order) / 8);
+    for (unsigned i = 0; i < 400; i++)
+        one_step(order, block, refcounts, i % 4);
     free(block);
 }
 
@@ -123,7 +174,8 @@ int main(void)
     for (unsigned order = 0; order <= 6; order++) {
         every_position(order);
         edges_of_large_blocks(order);
-        used_bits(order);
+        bits(order);
+        steps(order);
     }
     return TEST_SUMMARY();
 }
