@@ -83,6 +83,49 @@ uint32_t l2_entry_run(const struct geometry *g, struct l2_entry e, uint32_t sub,
     return differ ? (uint32_t)__builtin_ctz(differ) : g->subclusters - sub;
 }
 
+uint32_t subclusters_touched(const struct geometry *g, uint64_t cluster, uint64_t off, uint64_t end)
+{
+    uint64_t start = cluster << g->cluster_bits;
+    uint64_t from = max_u64(off, start) - start;
+    uint64_t to = min_u64(end, start + g->cluster_bytes);
+    if (to <= start + from)
+        return 0;
+    uint32_t first = (uint32_t)(from >> g->subcluster_bits);
+    uint32_t last = (uint32_t)((to - 1 - start) >> g->subcluster_bits);
+    return UINT32_MAX >> (31 - last) & UINT32_MAX << first;
+}
+
+uint32_t l2_entry_stored(const struct geometry *g, struct l2_entry e)
+{
+    const uint32_t all = UINT32_MAX >> (32 - g->subclusters);
+    if (e.raw & ENTRY_COMPRESSED)
+        return all;
+    if (g->subclusters > 1)
+        return (uint32_t)(e.bitmap & ALLOCATED_BITS);
+    return standard_kind(g, e) == CLUSTER_NORMAL;
+}
+
+struct l2_entry l2_entry_filled(const struct geometry *g, struct l2_entry old, uint64_t host,
+                                uint32_t filled)
+{
+    struct l2_entry e = {.raw = host | ENTRY_COPIED};
+    if (g->subclusters > 1) {
+        uint64_t before = old.raw & ENTRY_COMPRESSED ? 0 : old.bitmap;
+        e.bitmap = (before & ~((uint64_t)filled << 32)) | filled;
+    }
+    return e;
+}
+
+struct l2_entry l2_entry_zeroed(const struct geometry *g, struct l2_entry old, uint32_t zeroed)
+{
+    if (g->subclusters == 1)
+        return (struct l2_entry){.raw = old.raw | (zeroed ? ENTRY_ZERO : 0)};
+    return (struct l2_entry){
+        .raw = old.raw,
+        .bitmap = (old.bitmap & ~(uint64_t)zeroed) | (uint64_t)zeroed << 32,
+    };
+}
+
 bool l2_entry_offset_valid(const struct geometry *g, struct l2_entry e)
 {
     return is_aligned(e.raw & L2_OFFSET_MASK, g->cluster_bytes);

@@ -59,6 +59,27 @@ static inline host_off_t l2_entry_host(struct l2_entry e)
     return host_off(e.raw & L2_OFFSET_MASK);
 }
 
+/* What refers to a host cluster; the same for each subcluster of a cluster. */
+static inline bool cluster_kind_has_host(enum cluster_kind kind)
+{
+    return kind == CLUSTER_NORMAL || kind == CLUSTER_ZERO_ALLOC ||
+           kind == CLUSTER_UNALLOCATED_ALLOC;
+}
+
+/* ---- sets of subclusters: bit n is subcluster n; a standard entry has one ---- */
+
+/* Those of guest cluster `cluster` in which a byte of [off, end) lies. */
+uint32_t subclusters_touched(const struct geometry *g, uint64_t cluster, uint64_t off,
+                             uint64_t end);
+/* Those whose bytes the entry stores; all when it is compressed. */
+uint32_t l2_entry_stored(const struct geometry *g, struct l2_entry e);
+/* The entry of old's cluster at `host` once the subclusters of `filled` have data there. */
+struct l2_entry l2_entry_filled(const struct geometry *g, struct l2_entry old, uint64_t host,
+                                uint32_t filled);
+/* The entry, which is not compressed, with the subclusters of `zeroed` reading as zero. Not for
+ * version 2. */
+struct l2_entry l2_entry_zeroed(const struct geometry *g, struct l2_entry old, uint32_t zeroed);
+
 /* The host offset is a multiple of the cluster size. */
 bool l2_entry_offset_valid(const struct geometry *g, struct l2_entry e);
 

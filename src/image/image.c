@@ -19,8 +19,6 @@ static const char *missing_feature(const struct image *img)
         bool used;
         const char *name;
     } features[] = {
-        {h->incompatible & INCOMPAT_DATA_FILE, "external data file"},
-        {h->incompatible & INCOMPAT_EXTENDED_L2, "extended L2 entries"},
         {h->crypt_method != CRYPT_NONE, "encryption"},
         {img->opts.writable && h->autoclear & AUTOCLEAR_BITMAPS, "writing with persistent bitmaps"},
     };

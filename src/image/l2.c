@@ -47,6 +47,7 @@ static int table_of(struct image *img, guest_off_t off, uint64_t *table, bool *c
 
 /* The slice of the table in which the entry for `off` is, and its index there. */
 struct entry_place {
+    uint64_t guest; /* cluster of the entry */
     uint64_t slice_off;
     uint32_t index, per_slice;
 };
@@ -56,16 +57,11 @@ static struct entry_place place_in(const struct image *img, guest_off_t off, uin
     uint32_t index = image_l2_index(img, off);
     uint32_t per_slice = img->l2.slice_bytes / img->g.l2_entry_bytes;
     return (struct entry_place){
+        .guest = round_down(off.v, img->g.cluster_bytes),
         .slice_off = table + (uint64_t)(index / per_slice) * img->l2.slice_bytes,
         .index = index % per_slice,
         .per_slice = per_slice,
     };
-}
-
-static bool has_host(enum cluster_kind kind)
-{
-    return kind == CLUSTER_NORMAL || kind == CLUSTER_ZERO_ALLOC ||
-           kind == CLUSTER_UNALLOCATED_ALLOC;
 }
 
 static int entry_fail(struct image *img, const struct entry_place *p, uint32_t i, const char *what,
@@ -82,53 +78,76 @@ static int validate(struct image *img, const struct entry_place *p, uint32_t i, 
 {
     if (!l2_entry_offset_valid(&img->g, e))
         return entry_fail(img, p, i, "cluster offset is unaligned", err);
+    if (img->g.data_file) {
+        if (l2_entry_host(e).v == p->guest + (uint64_t)i * img->g.cluster_bytes)
+            return 0;
+        return entry_fail(
+            img, p, i,
+            "external data file host cluster offset does not match the guest cluster offset", err);
+    }
     if (!inside_file(img, l2_entry_host(e).v))
         return entry_fail(img, p, i, "cluster offset is beyond the end of the file", err);
     return 0;
 }
 
-/* Extends ext over the entries behind the first while they continue it. */
-static int extend_run(struct image *img, const struct entry_place *p, const uint8_t *table,
-                      struct map_extent *ext, struct qk_error *err)
+/* The next cluster continues ext: the same kind, and where that has one, the next host cluster. */
+static bool continues(const struct image *img, const struct map_extent *ext, uint32_t i,
+                      struct l2_entry e)
 {
-    const uint64_t cluster = img->g.cluster_bytes;
-    uint64_t first_host = l2_entry_host(ext->entry).v;
-    uint64_t want = ext->len, have = cluster - (ext->host & (cluster - 1));
-    for (uint32_t i = 1; have < want && p->index + i < p->per_slice; i++, have += cluster) {
+    uint64_t host = l2_entry_host(ext->entry).v + (uint64_t)i * img->g.cluster_bytes;
+    return !cluster_kind_has_host(ext->kind) ||
+           (l2_entry_host(e).v == host && l2_entry_copied(e) == ext->copied);
+}
+
+/* Extends ext, which has `have` bytes of the first entry and reaches its end, over the entries
+ * behind it while they continue it. */
+static int extend_run(struct image *img, const struct entry_place *p, const uint8_t *table,
+                      struct map_extent *ext, uint64_t *have, struct qk_error *err)
+{
+    const uint32_t all = img->g.subclusters;
+    uint32_t run = all;
+    for (uint32_t i = 1; run == all && *have < ext->len && p->index + i < p->per_slice; i++) {
         struct l2_entry e = l2_entry_load(&img->g, table, p->index + i);
-        if (l2_entry_kind(&img->g, e, 0) != ext->kind || ext->kind == CLUSTER_COMPRESSED)
+        enum cluster_kind kind;
+        run = l2_entry_run(&img->g, e, 0, &kind);
+        if (kind != ext->kind || !continues(img, ext, i, e))
             break;
-        if (!has_host(ext->kind))
-            continue;
-        if (l2_entry_host(e).v != first_host + i * cluster || l2_entry_copied(e) != ext->copied)
-            break;
-        int ret = validate(img, p, i, e, err);
+        int ret = cluster_kind_has_host(kind) ? validate(img, p, i, e, err) : 0;
         if (ret < 0)
             return ret;
+        *have += (uint64_t)run << img->g.subcluster_bits;
     }
-    ext->len = min_u64(have, want);
     return 0;
+}
+
+/* What the first entry says of subcluster `sub`; *run: how many from there on are the same. */
+static int decode_first(struct image *img, const struct entry_place *p, uint32_t sub,
+                        struct map_extent *ext, uint32_t *run, struct qk_error *err)
+{
+    *run = l2_entry_run(&img->g, ext->entry, sub, &ext->kind);
+    ext->copied = l2_entry_copied(ext->entry);
+    if (ext->kind == CLUSTER_INVALID)
+        return entry_fail(img, p, 0, "the entry contradicts itself", err);
+    if (ext->kind == CLUSTER_COMPRESSED && img->g.data_file)
+        return entry_fail(img, p, 0, "a compressed cluster, with an external data file", err);
+    if (ext->kind == CLUSTER_COMPRESSED &&
+        !inside_file(img, compressed_decode(&img->g, ext->entry.raw).off))
+        return entry_fail(img, p, 0, "compressed bytes are beyond the end of the file", err);
+    return cluster_kind_has_host(ext->kind) ? validate(img, p, 0, ext->entry, err) : 0;
 }
 
 static int decode_run(struct image *img, const struct entry_place *p, const uint8_t *table,
                       struct map_extent *ext, struct qk_error *err)
 {
     uint64_t in_cluster = ext->host; /* set by the caller */
+    uint32_t sub = (uint32_t)(in_cluster >> img->g.subcluster_bits), run;
     ext->entry = l2_entry_load(&img->g, table, p->index);
-    ext->kind = l2_entry_kind(&img->g, ext->entry, 0);
-    ext->copied = l2_entry_copied(ext->entry);
-    if (ext->kind == CLUSTER_INVALID)
-        return entry_fail(img, p, 0, "the entry contradicts itself", err);
-    if (has_host(ext->kind)) {
-        int ret = validate(img, p, 0, ext->entry, err);
-        if (ret < 0)
-            return ret;
-    }
-    if (ext->kind == CLUSTER_COMPRESSED &&
-        !inside_file(img, compressed_decode(&img->g, ext->entry.raw).off))
-        return entry_fail(img, p, 0, "compressed bytes are beyond the end of the file", err);
-    int ret = extend_run(img, p, table, ext, err);
-    ext->host = has_host(ext->kind) ? l2_entry_host(ext->entry).v + in_cluster : 0;
+    int ret = decode_first(img, p, sub, ext, &run, err);
+    uint64_t have = ((uint64_t)(sub + run) << img->g.subcluster_bits) - in_cluster;
+    if (ret == 0 && sub + run == img->g.subclusters && ext->kind != CLUSTER_COMPRESSED)
+        ret = extend_run(img, p, table, ext, &have, err);
+    ext->len = min_u64(have, ext->len);
+    ext->host = cluster_kind_has_host(ext->kind) ? l2_entry_host(ext->entry).v + in_cluster : 0;
     return ret;
 }
 
@@ -270,7 +289,8 @@ static struct cluster_run referred(const struct image *img, struct l2_entry e)
                                     false};
     }
     uint64_t host = l2_entry_host(e).v;
-    return (struct cluster_run){image_cluster_of(img, host), host != 0, false};
+    bool counted = host && !img->g.data_file;
+    return (struct cluster_run){image_cluster_of(img, host), counted, false};
 }
 
 static bool same_reference(const struct image *img, struct l2_entry a, struct l2_entry b)

@@ -43,7 +43,7 @@ static int read_held(struct image *img, guest_off_t off, const struct iovec *iov
         ret = image_map(img, at, len - done, &ext, err);
         if (ret < 0)
             break;
-        if (ext.kind == CLUSTER_UNALLOCATED)
+        if (ext.kind == CLUSTER_UNALLOCATED || ext.kind == CLUSTER_UNALLOCATED_ALLOC)
             iov_zero(iov, iovcnt, done, ext.len);
         else
             ret = image_read_held(img, at, part, iov_slice(iov, iovcnt, done, ext.len, part), err);
@@ -100,6 +100,9 @@ int image_vm_state_writev(struct image *img, uint64_t pos, const struct iovec *i
         return 0;
     image_drain(img, &hold);
     int ret = place(img, pos, len, &off, err);
+    if (ret == 0 && img->g.data_file) /* a snapshot, which could use it, is not possible either */
+        ret =
+            qk_fail(err, -ENOTSUP, "an image with an external data file cannot hold machine state");
     if (ret == 0)
         ret = image_begin_writing(img, err);
     if (ret == 0)
@@ -110,15 +113,19 @@ int image_vm_state_writev(struct image *img, uint64_t pos, const struct iovec *i
 
 int image_vm_state_forget(struct image *img, uint64_t size, struct qk_error *err)
 {
-    const uint64_t table_bytes = UINT64_C(1) << (img->g.cluster_bits + img->g.l2_bits);
+    const uint64_t cluster = img->g.cluster_bytes, table_bytes = cluster << img->g.l2_bits;
     uint64_t off = image_vm_state_off(img);
     uint64_t end = min_u64(geometry_l1_entries(&img->g, size), img->l1_count) * table_bytes;
     while (off < end) {
         struct map_extent ext;
         /* To the end of the last table: the disk may grow on from there. */
         int ret = image_map(img, guest_off(off), end - off, &ext, err);
-        if (ret == 0 && ext.kind != CLUSTER_UNALLOCATED)
-            ret = image_zero_held(img, guest_off(off), ext.len, IO_ZERO_UNMAP, err);
+        if (ret < 0)
+            return ret;
+        /* Whole clusters, so that their places go with them. */
+        uint64_t from = round_down(off, cluster), to = round_up(off + ext.len, cluster);
+        if (ext.kind != CLUSTER_UNALLOCATED)
+            ret = image_zero_held(img, guest_off(from), to - from, IO_ZERO_UNMAP, err);
         if (ret < 0)
             return ret;
         off += ext.len;

@@ -15,6 +15,7 @@ struct plan {
     int iovcnt;
     size_t skip; /* bytes of the iovec before the run */
     struct cluster_run run;
+    bool reserved; /* the run is where the guest clusters have been already */
 };
 
 static uint64_t first_cluster(const struct image *img, const struct plan *p)
@@ -27,6 +28,12 @@ static uint64_t end_cluster(const struct image *img, const struct plan *p)
     return image_cluster_of(img, p->off.v + p->len - 1) + 1;
 }
 
+/* The guest cluster has a host cluster that is ours alone. */
+static bool owned(const struct map_extent *ext)
+{
+    return cluster_kind_has_host(ext->kind) && ext->copied;
+}
+
 /* A write may go to the cluster as it is. */
 static bool in_place(const struct map_extent *ext)
 {
@@ -35,24 +42,72 @@ static bool in_place(const struct map_extent *ext)
 
 /* ---- transfer ---- */
 
-/* A copy-on-write edge: guest bytes before or after the written ones, in the same cluster. */
+/*
+ * A copy-on-write edge: guest bytes before or after the written ones, in the same cluster. It ends
+ * at the border of the subcluster, or further out when a new host cluster has to take over what
+ * other subclusters store in the old one.
+ */
 struct edge {
     guest_off_t off;
-    size_t len;   /* to the cluster's border */
+    size_t len;
     size_t valid; /* bytes of it inside the disk; what is beyond becomes zero */
     bool zero;    /* reads as zero */
     uint8_t *buf;
 };
 
-static int edge_is_zero(struct image *img, struct edge *e, struct qk_error *err)
+/* All subclusters in bytes [from, to) of the cluster read as zero. */
+static bool part_is_zero(const struct image *img, struct l2_entry e, uint64_t from, uint64_t to)
 {
+    enum cluster_kind kind;
+    uint32_t sub = (uint32_t)(from >> img->g.subcluster_bits);
+    while ((uint64_t)sub << img->g.subcluster_bits < to) {
+        uint32_t run = l2_entry_run(&img->g, e, sub, &kind);
+        if (!image_kind_is_zero(img, kind))
+            return false;
+        sub += run;
+    }
+    return true;
+}
+
+/* The edge behind or before the written bytes, in the cluster of which `old` is the entry. */
+static struct edge edge_of(const struct image *img, const struct plan *p, struct l2_entry old,
+                           bool behind)
+{
+    const uint32_t bits = img->g.subcluster_bits;
+    const uint64_t end = p->off.v + p->len;
+    uint64_t cluster = image_cluster_of(img, behind ? end - 1 : p->off.v);
+    uint64_t start = cluster << img->g.cluster_bits;
+    uint32_t filled = subclusters_touched(&img->g, cluster, p->off.v, end) |
+                      (p->reserved ? 0 : l2_entry_stored(&img->g, old));
+    struct edge e = {.off = guest_off(end)};
+    if (behind) {
+        uint64_t border = start + ((32 - (uint64_t)__builtin_clz(filled)) << bits);
+        e.len = (size_t)(border - end);
+        e.valid = (size_t)(max_u64(min_u64(border, image_size(img)), end) - end);
+        e.zero = part_is_zero(img, old, end - start, border - start);
+        if (data_ends_with_disk(img))
+            e.len = e.valid;
+    } else {
+        e.off = guest_off(start + ((uint64_t)__builtin_ctz(filled) << bits));
+        e.len = e.valid = (size_t)(p->off.v - e.off.v);
+        e.zero = part_is_zero(img, old, e.off.v - start, p->off.v - start);
+    }
+    e.zero |= !e.valid;
+    return e;
+}
+
+static int edge_find(struct image *img, const struct plan *p, bool behind, struct edge *e,
+                     struct qk_error *err)
+{
+    uint64_t border = p->off.v + (behind ? p->len : 0);
     struct map_extent ext;
-    int ret = e->valid ? image_map(img, e->off, e->valid, &ext, err) : 0;
-    if (ret < 0)
-        return ret;
-    e->zero = !e->valid || ext.kind == CLUSTER_ZERO_PLAIN || ext.kind == CLUSTER_ZERO_ALLOC ||
-              (ext.kind == CLUSTER_UNALLOCATED && !img->backing);
-    return 0;
+    *e = (struct edge){.off = guest_off(border)};
+    if (is_aligned(border, img->g.cluster_bytes))
+        return 0;
+    int ret = image_map(img, guest_off(border - behind), 1, &ext, err);
+    if (ret == 0)
+        *e = edge_of(img, p, ext.entry, behind);
+    return ret;
 }
 
 static int edge_read(struct image *img, struct edge *e, struct qk_error *err)
@@ -74,34 +129,23 @@ static int write_with_edges(struct image *img, const struct plan *p, struct edge
     if (!iov)
         return qk_fail_nomem(err);
     int n = 0;
-    uint64_t host = p->run.first << img->g.cluster_bits, at = edges[0].off.v;
-    if (edges[0].buf)
+    uint64_t host = (p->run.first << img->g.cluster_bits) + (p->off.v & (img->g.cluster_bytes - 1));
+    uint64_t before = edges[0].buf ? edges[0].len : 0;
+    if (before)
         iov[n++] = (struct iovec){edges[0].buf, edges[0].len};
-    else
-        host += edges[0].len, at = p->off.v;
     n += iov_slice(p->iov, p->iovcnt, p->skip, p->len, iov + n);
     if (edges[1].buf)
         iov[n++] = (struct iovec){edges[1].buf, edges[1].len};
-    return data_writev(img, (struct data_place){guest_off(at), host}, iov, n, err);
+    struct data_place at = {guest_off(p->off.v - before), host - before};
+    return data_writev(img, at, iov, n, err);
 }
 
 static int transfer(struct image *img, const struct plan *p, struct qk_error *err)
 {
-    uint64_t start = first_cluster(img, p) << img->g.cluster_bits;
-    uint64_t end = p->off.v + p->len;
-    uint64_t cluster_end = (first_cluster(img, p) + p->run.count) << img->g.cluster_bits;
-    uint64_t guest_end = max_u64(image_size(img), end);
-    struct edge edges[2] = {
-        {.off = guest_off(start),
-         .len = (size_t)(p->off.v - start),
-         .valid = (size_t)(p->off.v - start)},
-        {.off = guest_off(end),
-         .len = (size_t)(cluster_end - end),
-         .valid = (size_t)(min_u64(cluster_end, guest_end) - end)},
-    };
+    struct edge edges[2] = {0};
     int ret = 0;
     for (int i = 0; i < 2 && ret == 0; i++) {
-        ret = edge_is_zero(img, &edges[i], err);
+        ret = edge_find(img, p, i == 1, &edges[i], err);
         /* Clusters that were never written read as zero already. */
         if (ret == 0 && edges[i].len && !(edges[i].zero && p->run.fresh))
             ret = edge_read(img, &edges[i], err);
@@ -116,41 +160,67 @@ static int transfer(struct image *img, const struct plan *p, struct qk_error *er
 /* ---- link ---- */
 
 struct link {
-    uint64_t host;
-    uint32_t cluster_bits;
-    uint64_t bitmap; /* of extended entries */
+    const struct image *img;
+    uint64_t first_cluster; /* guest */
+    struct cluster_run run;
+    uint64_t off, end; /* guest bytes that have their data there */
     uint64_t linked;
 };
 
 static bool link_entry(void *opaque, uint64_t index, struct l2_entry old, struct l2_entry *entry)
 {
     struct link *l = opaque;
-    (void)old;
-    entry->raw = (l->host + (index << l->cluster_bits)) | ENTRY_COPIED;
-    entry->bitmap = l->bitmap;
+    const struct geometry *g = &l->img->g;
+    uint64_t host = (l->run.first + index) << g->cluster_bits;
+    if (l->off == l->end) /* an empty place takes over no data */
+        old = (struct l2_entry){.bitmap = old.bitmap >> 32 << 32};
+    uint32_t filled =
+        l2_entry_stored(g, old) | subclusters_touched(g, l->first_cluster + index, l->off, l->end);
+    *entry = l2_entry_filled(g, old, host, filled);
     l->linked = index + 1;
     return true;
+}
+
+static int link_run(struct image *img, struct link *l, struct qk_error *err)
+{
+    guest_off_t off = guest_off(l->first_cluster << img->g.cluster_bits);
+    l->img = img;
+    return l2_change(img, off, l->run.count, link_entry, l, err);
+}
+
+/* Takes back what could not be linked. */
+static int link_new(struct image *img, struct link *l, struct qk_error *err)
+{
+    int ret = link_run(img, l, err);
+    if (ret < 0 && l->linked < l->run.count)
+        data_undo(img,
+                  (struct cluster_run){l->run.first + l->linked, l->run.count - l->linked, false});
+    return ret;
 }
 
 int image_link(struct image *img, uint64_t guest_cluster, struct cluster_run run,
                struct qk_error *err)
 {
-    struct link l = {
-        .host = run.first << img->g.cluster_bits,
-        .cluster_bits = img->g.cluster_bits,
-        .bitmap = img->g.subclusters > 1 ? UINT32_MAX : 0,
-    };
-    int ret = l2_change(img, guest_off(guest_cluster << img->g.cluster_bits), run.count, link_entry,
-                        &l, err);
-    if (ret < 0 && l.linked < run.count)
-        alloc_undo(img, (struct cluster_run){run.first + l.linked, run.count - l.linked, false});
-    return ret;
+    struct link l = {.first_cluster = guest_cluster, .run = run};
+    if (image_data_file_is_raw(img)) { /* its bytes are there already */
+        l.off = guest_cluster << img->g.cluster_bits;
+        l.end = (guest_cluster + run.count) << img->g.cluster_bits;
+    }
+    return link_new(img, &l, err);
+}
+
+static struct link link_of(const struct image *img, const struct plan *p)
+{
+    return (struct link){.first_cluster = first_cluster(img, p),
+                         .run = p->run,
+                         .off = p->off.v,
+                         .end = p->off.v + p->len};
 }
 
 /* ---- plan ---- */
 
-/* How many bytes from off on (at most len) need new clusters: up to the next cluster that can be
- * written in place. */
+/* How many bytes from off on (at most len) need new clusters: up to the next cluster that has
+ * one of its own. */
 static int span_to_allocate(struct image *img, guest_off_t off, uint64_t len, uint64_t *span,
                             struct qk_error *err)
 {
@@ -160,7 +230,7 @@ static int span_to_allocate(struct image *img, guest_off_t off, uint64_t len, ui
         int ret = image_map(img, guest_off(off.v + *span), len - *span, &ext, err);
         if (ret < 0)
             return ret;
-        if (in_place(&ext) || (ext.kind == CLUSTER_ZERO_ALLOC && ext.copied))
+        if (owned(&ext))
             break;
         *span += ext.len;
     }
@@ -172,20 +242,22 @@ static int write_new(struct image *img, struct plan *p, struct qk_error *err)
     uint64_t first = first_cluster(img, p), table;
     int ret = l2_table_writable(img, p->off, &table, err);
     if (ret == 0)
-        ret = alloc_clusters(img, end_cluster(img, p) - first, &p->run, err);
+        ret = data_alloc(img, first, end_cluster(img, p) - first, &p->run, err);
     if (ret < 0)
         return ret;
     uint64_t room = ((first + p->run.count) << img->g.cluster_bits) - p->off.v;
     p->len = min_u64(p->len, room);
     ret = transfer(img, p, err);
     if (ret < 0) {
-        alloc_undo(img, p->run);
+        data_undo(img, p->run);
         return ret;
     }
-    return image_link(img, first, p->run, err);
+    struct link l = link_of(img, p);
+    return link_new(img, &l, err);
 }
 
-/* Zero clusters with a host cluster of their own: filled where they are, then relinked. */
+/* What reads as zero, or from the backing file, but has its place in a host cluster of its own: is
+ * filled there, then relinked. Until then nothing reads the bytes in that place. */
 static int write_reserved(struct image *img, struct plan *p, const struct map_extent *ext,
                           struct qk_error *err)
 {
@@ -193,14 +265,12 @@ static int write_reserved(struct image *img, struct plan *p, const struct map_ex
     p->len = min_u64(p->len, ext->len);
     p->run =
         (struct cluster_run){image_cluster_of(img, ext->host), end_cluster(img, p) - first, false};
+    p->reserved = true;
     int ret = transfer(img, p, err);
     if (ret < 0)
         return ret;
-    struct link l = {.host = p->run.first << img->g.cluster_bits,
-                     .cluster_bits = img->g.cluster_bits,
-                     .bitmap = img->g.subclusters > 1 ? UINT32_MAX : 0};
-    return l2_change(img, guest_off(first << img->g.cluster_bits), p->run.count, link_entry, &l,
-                     err);
+    struct link l = link_of(img, p);
+    return link_run(img, &l, err);
 }
 
 static int write_in_place(struct image *img, const struct plan *p, uint64_t host,
@@ -225,7 +295,7 @@ static int write_step(struct image *img, struct plan *p, struct qk_error *err)
         p->len = ext.len;
         return write_in_place(img, p, ext.host, err);
     }
-    if (ext.kind == CLUSTER_ZERO_ALLOC && ext.copied)
+    if (owned(&ext))
         return write_reserved(img, p, &ext, err);
     uint64_t span;
     ret = span_to_allocate(img, p->off, p->len, &span, err);

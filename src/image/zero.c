@@ -9,65 +9,91 @@
 
 /* ---- what an entry becomes ---- */
 
+/* What a request does with whole clusters, or with some of one cluster's subclusters. */
 struct zeroing {
-    const struct image *img;
-    bool unmap;
+    struct image *img;
+    bool discard, unmap, no_fallback;
+    uint64_t off, end; /* guest bytes, multiples of a subcluster */
+    uint64_t first;    /* guest cluster of index 0 */
 };
+
+static uint32_t all_subclusters(const struct geometry *g)
+{
+    return UINT32_MAX >> (32 - g->subclusters);
+}
+
+static uint32_t zeroed_subclusters(const struct zeroing *z, uint64_t index)
+{
+    return subclusters_touched(&z->img->g, z->first + index, z->off, z->end);
+}
+
+/* Whether nothing keeps the host cluster once the subclusters are zero. Places that were reserved
+ * for data go with a whole cluster only. */
+static bool host_is_free(const struct geometry *g, struct l2_entry old, uint32_t zeroed)
+{
+    uint32_t stored = l2_entry_stored(g, old);
+    return zeroed == all_subclusters(g) || (stored && !(stored & ~zeroed));
+}
 
 static bool zero_entry(void *opaque, uint64_t index, struct l2_entry old, struct l2_entry *entry)
 {
     const struct zeroing *z = opaque;
-    (void)index;
-    enum cluster_kind kind = l2_entry_kind(&z->img->g, old, 0);
-    bool has_host = kind == CLUSTER_NORMAL || kind == CLUSTER_ZERO_ALLOC;
+    const struct geometry *g = &z->img->g;
+    uint32_t zeroed = zeroed_subclusters(z, index);
+    enum cluster_kind kind = l2_entry_kind(g, old, 0);
     /* Version 2 has no zero flag: unallocated reads as zero (there is no backing file then). */
     bool v2 = z->img->h.version < 3;
-    bool drop = kind == CLUSTER_COMPRESSED || ((z->unmap || v2) && has_host);
-    entry->raw = (drop ? 0 : old.raw) | (v2 ? 0 : ENTRY_ZERO);
+    if (kind == CLUSTER_COMPRESSED)
+        old = (struct l2_entry){0};
+    else if ((z->unmap || v2) && cluster_kind_has_host(kind) && host_is_free(g, old, zeroed))
+        old.raw = 0;
+    *entry = v2 ? old : l2_entry_zeroed(g, old, zeroed);
     return true;
+}
+
+/* What has no place of its own and reads as zero stays as it is. */
+static bool is_nothing(const struct image *img, struct l2_entry e)
+{
+    const struct l2_entry zero = l2_entry_zeroed(&img->g, e, all_subclusters(&img->g));
+    enum cluster_kind kind = l2_entry_kind(&img->g, e, 0);
+    return (kind == CLUSTER_UNALLOCATED || kind == CLUSTER_ZERO_PLAIN) &&
+           (!img->backing || (zero.raw == e.raw && zero.bitmap == e.bitmap));
 }
 
 static bool discard_entry(void *opaque, uint64_t index, struct l2_entry old, struct l2_entry *entry)
 {
-    const struct image *img = opaque;
-    (void)index;
-    enum cluster_kind kind = l2_entry_kind(&img->g, old, 0);
-    if (kind == CLUSTER_ZERO_PLAIN || (kind == CLUSTER_UNALLOCATED && !img->backing))
-        return false;
-    /* Without a zero flag there is no backing file either: unallocated reads as zero. */
-    entry->raw = img->h.version >= 3 ? ENTRY_ZERO : 0;
-    return true;
+    const struct zeroing *z = opaque;
+    return !is_nothing(z->img, old) && zero_entry(opaque, index, old, entry);
 }
 
-/* Changes entries from off on. What is unallocated and reads as zero already is left out where the
- * change would leave it so: no table is made for it. */
-static int change_range(struct image *img, guest_off_t off, uint64_t clusters, l2_change_fn fn,
-                        void *opaque, struct qk_error *err)
+/* Changes the entries of z's clusters. What is unallocated and reads as zero already is left out
+ * where the change would leave it so: no table is made for it. */
+static int change_range(struct zeroing *z, struct qk_error *err)
 {
-    bool skip = !img->backing && (fn == discard_entry || img->h.version < 3);
+    struct image *img = z->img;
+    const uint64_t cluster = img->g.cluster_bytes;
+    const uint64_t end = div_round_up(z->end, cluster);
+    bool skip = !img->backing && (z->discard || img->h.version < 3);
     int ret = 0;
-    for (uint64_t done = 0; done < clusters && ret == 0;) {
-        uint64_t n = min_u64(clusters - done, CHANGE_MAX_CLUSTERS);
-        guest_off_t at = guest_off(off.v + (done << img->g.cluster_bits));
+    for (z->first = z->off >> img->g.cluster_bits; z->first < end && ret == 0;) {
+        uint64_t n = min_u64(end - z->first, CHANGE_MAX_CLUSTERS);
+        guest_off_t at = guest_off(z->first << img->g.cluster_bits);
         struct map_extent ext = {.kind = CLUSTER_NORMAL};
         if (skip)
             ret = image_map(img, at, n << img->g.cluster_bits, &ext, err);
-        if (ret == 0 && ext.kind == CLUSTER_UNALLOCATED) {
-            done += div_round_up(ext.len, img->g.cluster_bytes);
-            continue;
-        }
         if (ret == 0 && skip)
-            n = div_round_up(ext.len, img->g.cluster_bytes);
-        if (ret == 0)
-            ret = l2_change(img, at, n, fn, opaque, err);
-        if (ret == 0)
-            ret = image_throttle(img, err);
-        done += n;
+            n = div_round_up(ext.len, cluster);
+        if (ret == 0 && ext.kind != CLUSTER_UNALLOCATED) {
+            ret = l2_change(img, at, n, z->discard ? discard_entry : zero_entry, z, err);
+            if (ret == 0)
+                ret = image_throttle(img, err);
+        }
+        z->first += n;
     }
     return ret;
 }
 
-/* ---- parts of a cluster ---- */
+/* ---- parts of a cluster or subcluster ---- */
 
 static int backing_is_zero(struct image *img, uint64_t off, uint64_t len, bool *zero,
                            struct qk_error *err)
@@ -87,17 +113,18 @@ static int backing_is_zero(struct image *img, uint64_t off, uint64_t len, bool *
     return ret;
 }
 
-/* The cluster has no data of its own, and its bytes outside [off, off + len) read as zero. */
+/* The subcluster has no data of its own, and its bytes outside [off, off + len) read as zero. */
 static int rest_is_zero(struct image *img, uint64_t off, uint64_t len, bool *zero,
                         struct qk_error *err)
 {
     struct map_extent ext;
-    uint64_t start = round_down(off, img->g.cluster_bytes);
-    uint64_t end = min_u64(start + img->g.cluster_bytes, max_u64(image_size(img), off + len));
+    const uint64_t unit = UINT64_C(1) << img->g.subcluster_bits;
+    uint64_t start = round_down(off, unit);
+    uint64_t end = min_u64(start + unit, max_u64(image_size(img), off + len));
     int ret = image_map(img, guest_off(off), 1, &ext, err);
-    *zero = ext.kind == CLUSTER_ZERO_PLAIN || ext.kind == CLUSTER_ZERO_ALLOC ||
-            (ext.kind == CLUSTER_UNALLOCATED && !img->backing);
-    if (ret < 0 || *zero || ext.kind != CLUSTER_UNALLOCATED)
+    *zero = ret == 0 && image_kind_is_zero(img, ext.kind);
+    if (ret < 0 || *zero ||
+        (ext.kind != CLUSTER_UNALLOCATED && ext.kind != CLUSTER_UNALLOCATED_ALLOC))
         return ret;
     ret = backing_is_zero(img, start, off - start, zero, err);
     if (ret == 0 && *zero)
@@ -105,7 +132,7 @@ static int rest_is_zero(struct image *img, uint64_t off, uint64_t len, bool *zer
     return ret;
 }
 
-static int write_zero_bytes(struct image *img, uint64_t off, uint64_t len, struct qk_error *err)
+int image_zero_bytes_held(struct image *img, uint64_t off, uint64_t len, struct qk_error *err)
 {
     uint64_t chunk_max = max_u64(img->g.cluster_bytes, 1u << 20);
     CLEANUP_FREE uint8_t *zeroes = calloc(1, (size_t)min_u64(len, chunk_max));
@@ -123,63 +150,105 @@ static int write_zero_bytes(struct image *img, uint64_t off, uint64_t len, struc
     return ret;
 }
 
-static int zero_part(struct image *img, uint64_t off, uint64_t len, unsigned flags,
-                     struct qk_error *err)
+static int zero_by_writing(struct zeroing *z, uint64_t off, uint64_t len, struct qk_error *err)
 {
-    bool zero;
-    int ret = rest_is_zero(img, off, len, &zero, err);
+    if (z->discard)
+        return 0;
+    if (z->no_fallback)
+        return qk_fail(err, -ENOTSUP, "part of a cluster cannot be zeroed without writing to it");
+    return image_zero_bytes_held(z->img, off, len, err);
+}
+
+/* Bytes of one subcluster. */
+static int zero_part(struct zeroing *z, uint64_t off, uint64_t len, struct qk_error *err)
+{
+    const uint64_t unit = UINT64_C(1) << z->img->g.subcluster_bits;
+    bool zero = false;
+    int ret = z->discard ? 0 : rest_is_zero(z->img, off, len, &zero, err);
     if (ret < 0)
         return ret;
-    struct zeroing z = {.img = img};
-    if (zero)
-        return change_range(img, guest_off(round_down(off, img->g.cluster_bytes)), 1, zero_entry,
-                            &z, err);
-    if (flags & IO_ZERO_NO_FALLBACK)
-        return qk_fail(err, -ENOTSUP, "part of a cluster cannot be zeroed without writing to it");
-    return write_zero_bytes(img, off, len, err);
+    if (!zero)
+        return zero_by_writing(z, off, len, err);
+    struct zeroing whole = {.img = z->img, .off = round_down(off, unit)};
+    whole.end = whole.off + unit;
+    return change_range(&whole, err);
 }
 
 /* ---- ranges ---- */
 
-int image_zero_held(struct image *img, guest_off_t off, uint64_t len, unsigned flags,
-                    struct qk_error *err)
+/* How many bytes from `at` on are whole clusters, or else whole subclusters of one; 0: none. */
+static uint64_t whole_bytes(const struct geometry *g, uint64_t at, uint64_t end)
 {
-    if (img->h.version < 3 && img->backing) {
-        if (flags & IO_ZERO_NO_FALLBACK)
-            return qk_fail(err, -ENOTSUP, "version 2 images have no zero clusters");
-        return write_zero_bytes(img, off.v, len, err);
-    }
-    const uint64_t cluster = img->g.cluster_bytes;
-    uint64_t end = off.v + len, at = off.v;
-    int ret = 0;
+    const uint64_t cluster = g->cluster_bytes, unit = UINT64_C(1) << g->subcluster_bits;
+    uint64_t stop = round_down(end, unit);
+    if (!is_aligned(at, unit) || stop <= at)
+        return 0;
+    if (is_aligned(at, cluster) && stop - at >= cluster)
+        return round_down(stop, cluster) - at;
+    return min_u64(stop, round_down(at, cluster) + cluster) - at;
+}
+
+/* A compressed cluster has no subclusters: a part of it is zeroed by writing. */
+static int zero_whole(struct zeroing *z, uint64_t off, uint64_t len, struct qk_error *err)
+{
+    struct map_extent ext = {.kind = CLUSTER_UNALLOCATED};
+    int ret = len < z->img->g.cluster_bytes ? image_map(z->img, guest_off(off), 1, &ext, err) : 0;
+    if (ret < 0)
+        return ret;
+    if (ext.kind == CLUSTER_COMPRESSED)
+        return zero_by_writing(z, off, min_u64(len, image_size(z->img) - off), err);
+    z->off = off;
+    z->end = off + len;
+    return change_range(z, err);
+}
+
+static int zero_range(struct zeroing *z, uint64_t off, uint64_t len, struct qk_error *err)
+{
+    const struct geometry *g = &z->img->g;
+    const uint64_t unit = UINT64_C(1) << g->subcluster_bits, end = off + len;
     /* The last cluster may stick out of the disk: to its end is all of it. */
-    bool whole_tail = end == image_size(img);
-    while (at < end && ret == 0) {
-        uint64_t in_cluster = at & (cluster - 1);
-        uint64_t whole = in_cluster ? 0 : (end - at) / cluster;
-        if (!in_cluster && whole_tail)
-            whole = div_round_up(end - at, cluster);
-        uint64_t n = whole ? whole * cluster : min_u64(cluster - in_cluster, end - at);
-        struct zeroing z = {.img = img, .unmap = flags & IO_ZERO_UNMAP};
-        ret = whole ? change_range(img, guest_off(at), whole, zero_entry, &z, err)
-                    : zero_part(img, at, n, flags, err);
-        at += n;
+    uint64_t whole_end = end == image_size(z->img) ? round_up(end, g->cluster_bytes) : end;
+    int ret = 0;
+    while (off < end && ret == 0) {
+        uint64_t n = whole_bytes(g, off, whole_end);
+        if (n) {
+            ret = zero_whole(z, off, n, err);
+            if (ret == 0 && z->unmap)
+                data_discard(z->img, guest_off(off), n);
+        } else {
+            n = min_u64(unit - (off & (unit - 1)), end - off);
+            ret = zero_part(z, off, n, err);
+        }
+        off += n;
     }
     return ret;
 }
 
+int image_zero_held(struct image *img, guest_off_t off, uint64_t len, unsigned flags,
+                    struct qk_error *err)
+{
+    struct zeroing z = {
+        .img = img,
+        .unmap = flags & IO_ZERO_UNMAP,
+        .no_fallback = flags & IO_ZERO_NO_FALLBACK,
+    };
+    if (data_decides(img))
+        return data_raw_zero(img, off, len, flags, err);
+    if (img->h.version >= 3 || !img->backing)
+        return zero_range(&z, off.v, len, err);
+    if (z.no_fallback)
+        return qk_fail(err, -ENOTSUP, "version 2 images have no zero clusters");
+    return image_zero_bytes_held(img, off.v, len, err);
+}
+
 static int discard_held(struct image *img, guest_off_t off, uint64_t len, struct qk_error *err)
 {
+    struct zeroing z = {.img = img, .discard = true, .unmap = true};
     if (img->h.version < 3 && img->backing)
         return 0; /* unallocated would show the backing file's old bytes */
-    const uint64_t cluster = img->g.cluster_bytes;
-    uint64_t first = div_round_up(off.v, cluster);
-    uint64_t end = off.v + len == image_size(img) ? div_round_up(off.v + len, cluster)
-                                                  : (off.v + len) / cluster;
-    if (first >= end)
-        return 0;
-    return change_range(img, guest_off(first << img->g.cluster_bits), end - first, discard_entry,
-                        img, err);
+    if (data_decides(img))
+        return data_raw_discard(img, off, len, err);
+    return zero_range(&z, off.v, len, err);
 }
 
 static int range_hold_all(struct image *img, guest_off_t off, uint64_t len, struct range_hold *hold,
