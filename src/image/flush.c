@@ -186,8 +186,12 @@ static void finish(struct image *img, struct writeback *wb, bool failed)
 
 /* ---- the stages ---- */
 
+/* Both stores: nothing in the image file may name bytes that the data file could still lose. */
 static int barrier(struct image *img, struct qk_error *err)
 {
+    int synced = data_sync(img, err);
+    if (synced < 0)
+        return synced;
     if (!__atomic_exchange_n(&img->unsynced, false, __ATOMIC_ACQ_REL))
         return 0;
     io_event(img->file, "flush_to_disk");

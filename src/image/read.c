@@ -138,7 +138,7 @@ static int status_held(struct image *img, guest_off_t off, uint64_t len, struct 
         .off = off.v,
         .len = ext.len,
         .host_off = ext.host,
-        .file = img->data->name,
+        .file = img->data ? img->data->name : NULL,
         .flags = status_flags[ext.kind],
     };
     while (extent->len < len) {
