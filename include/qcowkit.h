@@ -456,6 +456,68 @@ struct qk_convert_options {
 QK_API int qk_convert(struct qk_disk *const *sources, size_t count, struct qk_disk *target,
                       const struct qk_convert_options *opts, struct qk_error *err);
 
+enum qk_commit_flag {
+    QK_COMMIT_KEEP = 1u << 0, /* leave the disk's own image as it is, do not empty it */
+};
+
+struct qk_commit_options {
+    size_t struct_size;
+    const char *base; /* the layer of the chain that gets the data; NULL: the backing file */
+    unsigned flags;   /* of enum qk_commit_flag */
+    unsigned threads; /* workers; 0: as many as cores, at most 16 */
+    uint64_t rate_bytes_per_sec; /* 0: unlimited */
+    struct qk_progress progress;
+};
+#define QK_COMMIT_OPTIONS_INIT                                                                     \
+    {                                                                                              \
+        .struct_size = sizeof(struct qk_commit_options)                                            \
+    }
+
+/*
+ * Writes into layer `base` what the layers above it hold, until it shows the same as `disk`; it is
+ * enlarged when it is smaller. Then, without QK_COMMIT_KEEP and when `base` is the backing file,
+ * the image of `disk`, opened with QK_OPEN_RDWR, is emptied; over another layer it is left as it
+ * is, and so are the layers between, whose content may be no use on their own any more.
+ * The image keeps all its data until that in `base` is stable, so that what failed or was cut off
+ * can be done again. `base` stays open for writing until the disk is closed. Memory is bounded by
+ * threads x 2 MiB. -EINVAL: no backing file; -ENOENT: no such layer; -EAGAIN: another program uses
+ * base; -EACCES, -EROFS: it cannot be written; -ECANCELED. Exclusive.
+ */
+QK_API int qk_commit(struct qk_disk *disk, const struct qk_commit_options *options,
+                     struct qk_error *err);
+
+enum qk_rebase_flag {
+    QK_REBASE_HEADER_ONLY = 1u << 0, /* believe that the content is the same; open nothing */
+    QK_REBASE_COMPRESS = 1u << 1,    /* what has to be copied is stored compressed */
+};
+
+struct qk_rebase_options {
+    size_t struct_size;
+    unsigned flags;             /* of enum qk_rebase_flag */
+    const char *backing_file;   /* as it shall stand in the image; NULL, "": none */
+    const char *backing_format; /* needed when there is a backing file */
+    unsigned open_flags;        /* for opening it: of enum qk_open_flag, e.g. QK_OPEN_DIRECT */
+    enum qk_policy policy;      /* for names inside it */
+    unsigned threads;           /* workers; 0: as many as cores, at most 16 */
+    struct qk_progress progress;
+};
+#define QK_REBASE_OPTIONS_INIT                                                                     \
+    {                                                                                              \
+        .struct_size = sizeof(struct qk_rebase_options)                                            \
+    }
+
+/*
+ * Gives the image of `disk`, opened with QK_OPEN_RDWR, another backing file. Where the old and the
+ * new one differ and the image decides nothing, it first gets the old content, stable before the
+ * header changes in one step; so a guest sees the same before, after, and at any crash between. A
+ * new backing file that rests on the image itself is refused (-ELOOP).
+ * With QK_REBASE_HEADER_ONLY the disk goes on to show what it was opened with until it is closed.
+ * Memory is bounded by threads x 4 MiB. -EINVAL (format missing, name too long), -ENOSPC (no room
+ * in the image or in its header), errors of opening and I/O, -ECANCELED. Exclusive.
+ */
+QK_API int qk_rebase(struct qk_disk *disk, const struct qk_rebase_options *options,
+                     struct qk_error *err);
+
 struct qk_compare_result {
     size_t struct_size;
     bool equal;

@@ -19,7 +19,6 @@ static const char *missing_feature(const struct image *img)
         bool used;
         const char *name;
     } features[] = {
-        {h->crypt_method != CRYPT_NONE, "encryption"},
         {img->opts.writable && h->autoclear & AUTOCLEAR_BITMAPS, "writing with persistent bitmaps"},
     };
     for (size_t i = 0; i < ARRAY_SIZE(features); i++)
@@ -117,7 +116,9 @@ static int measure_file(struct image *img, struct qk_error *err)
     img->limit_clusters = QCOW2_OFFSET_LIMIT >> img->g.cluster_bits;
     if (!img->file->can_grow)
         img->limit_clusters = size >> img->g.cluster_bits;
-    img->fresh_from = img->file->can_grow && img->file->zero_init ? img->end_clusters : UINT64_MAX;
+    /* Zero bytes are no zeroes where they would be decrypted. */
+    bool fresh = img->file->can_grow && img->file->zero_init && !image_is_encrypted(img);
+    img->fresh_from = fresh ? img->end_clusters : UINT64_MAX;
     return 0;
 }
 
@@ -150,6 +151,8 @@ static int load_tables(struct image *img, struct qk_error *err)
     if (ret == 0)
         ret = judge_level(img, err);
     if (ret == 0)
+        ret = crypt_open(img, err);
+    if (ret == 0)
         ret = load_l1(img, err);
     if (ret == 0)
         ret = measure_file(img, err);
@@ -181,14 +184,14 @@ int image_open(struct qk_io *file, const struct image_options *opts, struct imag
     if (!img)
         return qk_fail_nomem(err);
     img->file = file;
-    img->data = opts->data ? opts->data : file;
     img->opts = *opts;
     /* What a process before us wrote may not be stable: the first flush covers that, too. */
-    img->unsynced = opts->writable;
+    img->unsynced = img->data_unsynced = opts->writable;
     init_locks(img);
     int ret = header_io_load(img, err);
     if (ret == 0) {
         img->rc = refcount_ops(img->g.refcount_order);
+        img->data = img->g.data_file ? opts->data : file;
         ret = load_tables(img, err);
     }
     if (ret < 0) {
@@ -196,6 +199,7 @@ int image_open(struct qk_io *file, const struct image_options *opts, struct imag
         image_abandon(img);
         return ret;
     }
+    img->opts.secret = NULL; /* the caller's, for as long as the call */
     *out = img;
     return 0;
 }
@@ -245,6 +249,8 @@ void image_abandon(struct image *img)
     free(img->header_cluster);
     free(img->backing_name);
     free(img->backing_format);
+    free(img->luks);
+    crypt_free(img->crypt);
     range_lock_destroy(&img->ranges);
     pthread_mutex_destroy(&img->header_lock);
     pthread_mutex_destroy(&img->alloc_lock);
@@ -295,6 +301,11 @@ uint64_t image_size(const struct image *img)
 struct qk_io *image_file(const struct image *img)
 {
     return img->file;
+}
+
+const struct image_options *image_options_of(const struct image *img)
+{
+    return &img->opts;
 }
 
 bool image_writable(const struct image *img)

@@ -8,8 +8,10 @@
 #ifndef QK_IMAGE_IMAGE_H
 #define QK_IMAGE_IMAGE_H
 
+#include "codec/cipher.h"
 #include "format/entry.h"
 #include "format/header.h"
+#include "format/luks.h"
 #include "io/io.h"
 
 struct image;
@@ -29,6 +31,13 @@ enum overlap_bit {
     OVERLAP_ALL = 0x1ff,
 };
 
+/* A key or passphrase, by the name that the caller gave for it. Never kept, never in an error. */
+struct image_secret {
+    const char *id;
+    const uint8_t *data; /* NULL: there is no secret of that name */
+    size_t len;
+};
+
 struct image_options {
     bool writable;
     bool for_check;                /* tolerate corrupt bit and damage that a check can describe */
@@ -40,7 +49,10 @@ struct image_options {
     int lazy_refcounts;            /* -1: as the image says; 0; 1 */
     unsigned overlap;              /* of enum overlap_bit */
     int compression_level;         /* of what is written compressed; 0: the default */
-    struct qk_io *data;            /* external data file, borrowed; NULL: guest data is in `file` */
+    struct qk_io *data;            /* external data file, borrowed; NULL: there is none, or it
+                                      comes with image_set_data */
+    const struct image_secret *secret; /* of an encrypted image; looked at while it is opened, and
+                                          not at all with for_check or describe */
     bool discard_to_file;          /* punch holes for freed clusters (discard=unmap) */
 };
 /* Covers 1 TiB with 64 KiB clusters; taken only as slices are used. */
@@ -56,6 +68,8 @@ struct image_options {
 int image_open(struct qk_io *file, const struct image_options *opts, struct image **out,
                struct qk_error *err);
 void image_set_backing(struct image *img, struct qk_io *backing);
+/* The external data file, borrowed until image_close; before any guest I/O. */
+void image_set_data(struct image *img, struct qk_io *data);
 /* Flush, write back, clear the dirty bit, release. img is gone whatever is returned. Exclusive. */
 int image_close(struct image *img, struct qk_error *err);
 /* Releases img without writing anything (after errors, or for read-only checks). */
@@ -69,10 +83,44 @@ const char *image_backing_name(const struct image *img);   /* NULL: none */
 const char *image_backing_format(const struct image *img); /* NULL: none */
 uint64_t image_size(const struct image *img);              /* guest bytes */
 struct qk_io *image_file(const struct image *img);
+bool image_has_data_file(const struct image *img);    /* guest data is in another file */
+bool image_data_file_is_raw(const struct image *img); /* which reads as the disk does */
+const struct image_options *image_options_of(const struct image *img);
 bool image_writable(const struct image *img);
 bool image_needs_repair(const struct image *img); /* dirty bit set */
 /* The active L1, host-endian, borrowed; valid while nothing writes to the image. */
 const uint64_t *image_l1(const struct image *img, uint32_t *entries);
+
+/* ---- encryption (luks.c, luks_slots.c) ---- */
+
+/* The LUKS area of an image, as its header says. */
+struct image_luks {
+    struct luks_pointer area;
+    struct luks_header header;
+    struct cipher_suite suite;
+    const struct hash *hash;
+};
+/* Borrowed; NULL: not encrypted that way, or damaged (for_check). */
+const struct image_luks *image_luks(const struct image *img);
+
+#define LUKS_SLOT_ANY (-1)
+#define LUKS_ITER_MS  2000 /* when nothing is said */
+
+/* A change of key slots, as `amend` describes it. */
+struct luks_amend {
+    bool activate;          /* fill a slot; else erase slots */
+    bool force;             /* also what may make the image unreadable for ever */
+    int slot;               /* LUKS_SLOT_ANY: the first free one; all that old_secret opens */
+    bool has_iter_ms;
+    uint64_t iter_ms;       /* time to spend on a passphrase */
+    const struct image_secret *old_secret, *new_secret; /* NULL: not given */
+};
+/*
+ * Fills or erases key slots; the image must be open for writing with its key. Stable on return, and
+ * at each instant before every passphrase that is not concerned opens the image. Exclusive with
+ * respect to other changes of slots. -EINVAL with QEMU's words, -EPERM, -ENOTSUP: no LUKS.
+ */
+int image_luks_amend(struct image *img, const struct luks_amend *amend, struct qk_error *err);
 
 /* ---- guest I/O; ranges must lie inside the disk ---- */
 int image_readv(struct image *img, guest_off_t off, const struct iovec *iov, int iovcnt,
@@ -99,6 +147,25 @@ int image_status(struct image *img, guest_off_t off, uint64_t len, struct qk_ext
 int image_resize(struct image *img, uint64_t size, enum qk_prealloc prealloc, unsigned flags,
                  struct qk_error *err);
 
+/*
+ * Names another backing file in the header (NULL: none), in one atomic step; stable on return. What
+ * the guest sees is the caller's business: image_set_backing. Exclusive. -EINVAL: too long, or an
+ * image whose data file is raw; -ENOSPC: no room in the header cluster.
+ */
+int image_change_backing(struct image *img, const char *name, const char *format,
+                         struct qk_error *err);
+/*
+ * Gives back all clusters of the disk, so that the backing file decides everywhere; snapshots and
+ * machine state keep theirs. Stable on return. A crash on the way leaves some of them. Exclusive.
+ */
+int image_empty(struct image *img, struct qk_error *err);
+
+/*
+ * Changes what the header says of the external data file: its name (NULL: as it is, "": none), and
+ * whether it is raw, which can only be taken back. In one atomic step; stable on return. -EINVAL.
+ */
+int image_change_data_file(struct image *img, const char *name, bool raw, struct qk_error *err);
+
 /* ---- machine state, saved behind the disk (vm_state.c) ---- */
 /* Its guest address, behind all that L1 entries of the disk cover; QK_OFFSET_NONE: no room. */
 uint64_t image_vm_state_off(const struct image *img);
@@ -117,6 +184,15 @@ int image_set_incompatible(struct image *img, uint64_t set, uint64_t clear, stru
 
 /* ---- creating (create.c) ---- */
 
+/* How a new image is encrypted. */
+struct create_encryption {
+    enum crypt_method method;          /* CRYPT_AES: only the secret counts */
+    const struct image_secret *secret; /* NULL: none given; image_measure needs none */
+    struct cipher_suite suite;
+    const struct hash *hash;
+    uint64_t iter_ms;
+};
+
 struct create_params {
     uint64_t size_bytes;
     uint32_t version;        /* 2 or 3 */
@@ -127,6 +203,7 @@ struct create_params {
     uint32_t compression_type;
     enum qk_prealloc prealloc;
     const char *backing_file, *backing_format; /* NULL: none */
+    const struct create_encryption *encryption; /* NULL: none */
 };
 
 /*

@@ -248,6 +248,14 @@ static int fault_set_perm(struct qk_io *io, unsigned used, unsigned shared, stru
     return io_set_perm(fault_store(io)->inner, used, shared, err);
 }
 
+static int fault_set_writable(struct qk_io *io, bool writable, struct qk_error *err)
+{
+    struct fault_store *f = fault_store(io);
+    int ret = io_set_writable(f->inner, writable, err);
+    io->can_grow = f->inner->can_grow;
+    return ret;
+}
+
 static int fault_close(struct qk_io *io, struct qk_error *err)
 {
     struct fault_store *f = fault_store(io);
@@ -275,6 +283,7 @@ static const struct qk_io_ops fault_ops = {
     .allocated = fault_allocated,
     .event = fault_event,
     .set_perm = fault_set_perm,
+    .set_writable = fault_set_writable,
     .close = fault_close,
 };
 

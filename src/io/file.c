@@ -11,6 +11,7 @@
 
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -20,6 +21,35 @@ static int file_set_perm(struct qk_io *io, unsigned used, unsigned shared, struc
 {
     struct file_store *file = file_store(io);
     return file_lock_set(file->fd, io->name, &file->lock, used, shared, err);
+}
+
+/* A second description of the same file, not of whatever has the name now. */
+static int reopen_descriptor(const struct file_store *file, bool writable, struct qk_error *err)
+{
+    char path[40];
+    int old = fcntl(file->fd, F_GETFL);
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", file->fd);
+    int flags = O_CLOEXEC | O_NOCTTY | (old & (O_DIRECT | O_DSYNC)) | (writable ? O_RDWR : O_RDONLY);
+    int fd = old < 0 ? -1 : open(path, flags);
+    return fd < 0 ? qk_fail_errno(err, -errno, "Could not reopen '%s'", file->io.name) : fd;
+}
+
+/* The new description holds the locks before the old one lets go: nobody slips in between. */
+static int file_set_writable(struct qk_io *io, bool writable, struct qk_error *err)
+{
+    struct file_store *file = file_store(io);
+    int fd = reopen_descriptor(file, writable, err);
+    if (fd < 0)
+        return fd;
+    int ret = file_lock_copy(fd, &file->lock, err);
+    if (ret < 0) {
+        close(fd);
+        return ret;
+    }
+    close(file->fd);
+    file->fd = fd;
+    io->can_grow = writable && !file->is_device;
+    return 0;
 }
 
 static void free_store(struct file_store *file)
@@ -56,6 +86,7 @@ static const struct qk_io_ops file_ops = {
     .status = file_status,
     .allocated = file_allocated,
     .set_perm = file_set_perm,
+    .set_writable = file_set_writable,
     .close = file_close,
 };
 
@@ -70,6 +101,7 @@ static const struct qk_io_ops device_ops = {
     .status = file_status,
     .allocated = file_allocated,
     .set_perm = file_set_perm,
+    .set_writable = file_set_writable,
     .close = file_close,
 };
 

@@ -75,6 +75,8 @@ int file_allocated(struct qk_io *io, uint64_t *bytes, struct qk_error *err);
  */
 int file_lock_set(int fd, const char *name, struct file_lock *lock, unsigned used, unsigned shared,
                   struct qk_error *err);
+/* Takes the locks that `lock` describes on another description of the same file. */
+int file_lock_copy(int fd, const struct file_lock *lock, struct qk_error *err);
 /* Whether this kernel and file system have open-file-description locks. */
 bool file_lock_available(int fd);
 

@@ -107,3 +107,11 @@ int file_lock_set(int fd, const char *name, struct file_lock *lock, unsigned use
     lock->unshared = unshared;
     return 0;
 }
+
+int file_lock_copy(int fd, const struct file_lock *lock, struct qk_error *err)
+{
+    if (!lock->enabled)
+        return 0;
+    int ret = lock_set(fd, lock->used, USED_BASE, err);
+    return ret < 0 ? ret : lock_set(fd, lock->unshared, UNSHARED_BASE, err);
+}

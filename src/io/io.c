@@ -127,6 +127,20 @@ int io_set_perm(struct qk_io *io, unsigned used, unsigned shared, struct qk_erro
     return named(io, QK_OFFSET_NONE, io->ops->set_perm(io, used, shared, err), err);
 }
 
+int io_set_writable(struct qk_io *io, bool writable, struct qk_error *err)
+{
+    if (io->writable == writable)
+        return 0;
+    if (!io->ops->set_writable)
+        return qk_fail_at(err, -ENOTSUP, WHERE(io->name, NULL, QK_OFFSET_NONE),
+                          "this store is %s for as long as it is open",
+                          io->writable ? "read-write" : "read-only");
+    int ret = named(io, QK_OFFSET_NONE, io->ops->set_writable(io, writable, err), err);
+    if (ret == 0)
+        io->writable = writable;
+    return ret;
+}
+
 int io_close(struct qk_io *io, struct qk_error *err)
 {
     return io ? io->ops->close(io, err) : 0;

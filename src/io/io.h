@@ -4,7 +4,7 @@
  * the block graph, which is why a backing file of any format is just another store.
  *
  * Contracts, for every implementation:
- *  - All functions are MT-safe except close, and set_perm which is exclusive.
+ *  - All functions are MT-safe except close, set_perm and set_writable, which are exclusive.
  *  - preadv beyond the end gives zero bytes; pwritev beyond the end grows the store when it can
  *    grow, else -ENOSPC; bytes between the old end and a write read as zero.
  *  - Any offset and length is accepted: a store with alignment (O_DIRECT) bounces inside.
@@ -59,6 +59,9 @@ struct qk_io_ops {
     /* Changes what is used and shared (IO_PERM_*); -EAGAIN when another program objects.
      * NULL: nothing to lock. */
     int (*set_perm)(struct qk_io *io, unsigned used, unsigned shared, struct qk_error *err);
+    /* The same bytes, now read-write or read-only; permissions stay as they are. On failure nothing
+     * has changed. NULL: -ENOTSUP when that would be a change. Exclusive. */
+    int (*set_writable)(struct qk_io *io, bool writable, struct qk_error *err);
     /* Releases everything; io is gone whatever is returned. */
     int (*close)(struct qk_io *io, struct qk_error *err);
 };
@@ -94,6 +97,7 @@ int io_status(struct qk_io *io, uint64_t off, uint64_t len, unsigned flags,
 int io_allocated(struct qk_io *io, uint64_t *bytes, struct qk_error *err);
 void io_event(struct qk_io *io, const char *event);
 int io_set_perm(struct qk_io *io, unsigned used, unsigned shared, struct qk_error *err);
+int io_set_writable(struct qk_io *io, bool writable, struct qk_error *err);
 int io_close(struct qk_io *io, struct qk_error *err); /* NULL is allowed */
 
 /* ---- iovec helpers (iov.c) ---- */

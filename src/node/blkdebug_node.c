@@ -153,6 +153,7 @@ static const struct qk_io_ops blkdebug_ops = {
     .allocated = pass_allocated,
     .event = pass_event,
     .set_perm = pass_set_perm,
+    .set_writable = pass_set_writable,
     .close = node_io_close,
 };
 

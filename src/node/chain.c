@@ -174,3 +174,74 @@ int chain_open_backing(struct node *node, struct open_request *req, struct qk_er
     ret = node_open(&b.req, &node->backing, err);
     return ret < 0 ? prefix_failure(err, ret) : 0;
 }
+
+/* ---- layers by name ---------------------------------------------------------------------- */
+
+static bool same_file(const char *a, const char *b)
+{
+    struct chain_link x = {.name = a}, y = {.name = b};
+    chain_identify(&x);
+    chain_identify(&y);
+    return x.ino && x.ino == y.ino && x.dev == y.dev;
+}
+
+static bool is_named(const struct node *upper, const char *name)
+{
+    const struct node *below = upper->backing;
+    if (!strcmp(name, below->shown_name) || (below->exact_name && !strcmp(name, below->exact_name)))
+        return true;
+    CLEANUP_FREE char *full = NULL;
+    if (name_has_protocol(name) || chain_backing_name(upper, name, &full, NULL) < 0)
+        return false;
+    return below->base_name && same_file(full, below->base_name);
+}
+
+struct node *chain_find_layer(struct node *top, const char *name)
+{
+    for (; top->backing; top = top->backing)
+        if (is_named(top, name))
+            return top->backing;
+    return NULL;
+}
+
+/* One step of the search: *next is what `name` rests on, NULL at the end or where it is lost. */
+static void look_below(const char *name, const char *format, char **next, char **next_format)
+{
+    struct open_request req = {
+        .name = name,
+        .format = format,
+        .flags = QK_OPEN_NO_IO | QK_OPEN_FORCE_SHARE,
+        .role = ROLE_DISK,
+    };
+    struct node *node;
+    *next = *next_format = NULL;
+    if (node_open(&req, &node, NULL) < 0)
+        return;
+    const char *below = node->image ? image_backing_name(node->image) : NULL;
+    const char *below_format = node->image ? image_backing_format(node->image) : NULL;
+    if (below && chain_backing_name(node, below, next, NULL) == 0 && below_format)
+        *next_format = strdup(below_format);
+    node_close(node, NULL);
+}
+
+int chain_refuse_below(const struct node *node, const char *name, const char *format,
+                       struct qk_error *err)
+{
+    const char *own = node->base_name ? node->base_name : node->io.name;
+    CLEANUP_FREE char *at = strdup(name), *at_format = format ? strdup(format) : NULL;
+    for (unsigned depth = 0; at && depth < CHAIN_DEPTH_MAX; depth++) {
+        const char *plain = name_strip_file(at);
+        if (name_has_protocol(plain))
+            return 0;
+        if (same_file(plain, own))
+            return qk_fail(err, -ELOOP, "The backing chain would be a loop: '%s' rests on '%s'%s",
+                           name, own, depth ? "" : ", which is the same file");
+        char *next, *next_format;
+        look_below(at, at_format, &next, &next_format);
+        free(at);
+        free(at_format);
+        at = next;
+        at_format = next_format;
+    }
+    return 0;
+}

@@ -275,7 +275,6 @@ static int refuse_unsupported(const struct create_plan *plan, struct qk_error *e
     } features[] = {
         {format || is_on(opts, "encryption"), "Encryption"},
         {text_of(opts, "data_file"), "An external data file (data_file)"},
-        {plan->params.extended_l2, "Extended L2 entries (extended_l2)"},
     };
     for (size_t i = 0; i < ARRAY_SIZE(features); i++) {
         if (features[i].wanted)

@@ -61,6 +61,7 @@ int pass_status(struct qk_io *io, uint64_t off, uint64_t len, unsigned flags,
 int pass_allocated(struct qk_io *io, uint64_t *bytes, struct qk_error *err);
 void pass_event(struct qk_io *io, const char *event);
 int pass_set_perm(struct qk_io *io, unsigned used, unsigned shared, struct qk_error *err);
+int pass_set_writable(struct qk_io *io, bool writable, struct qk_error *err);
 int node_io_close(struct qk_io *io, struct qk_error *err);
 
 /* The store below a node. */

@@ -176,6 +176,16 @@ int pass_set_perm(struct qk_io *io, unsigned used, unsigned shared, struct qk_er
     return io_set_perm(node_below(node_of(io)), used, shared, err);
 }
 
+int pass_set_writable(struct qk_io *io, bool writable, struct qk_error *err)
+{
+    struct node *node = node_of(io);
+    int ret = io_set_writable(node_below(node), writable, err);
+    if (ret < 0)
+        return ret;
+    node_note_writable(node, writable);
+    return 0;
+}
+
 int node_io_close(struct qk_io *io, struct qk_error *err)
 {
     return node_close(node_of(io), err);

@@ -100,6 +100,15 @@ int node_lock(struct node *node, enum node_role role, struct qk_error *err);
 /* Uses IO_PERM_* `more` beyond that until the next node_lock. */
 int node_lock_also(struct node *node, enum node_role role, unsigned more, struct qk_error *err);
 
+/* reopen.c: makes a backing file that was opened read-only writable, with the locks of a writer.
+ * discard: what becomes of space that is given back there. On failure nothing has changed. */
+int node_make_writable(struct node *node, enum node_discard discard, struct qk_error *err);
+/* What a node knows of its own after the store below has become writable, or no longer is. */
+void node_note_writable(struct node *node, bool writable);
+/* Puts `backing` (NULL: nothing) below the image of node, which owns it from here on. It may be a
+ * layer of the chain that was there; what is no longer needed of that is closed. */
+int node_replace_backing(struct node *node, struct node *backing, struct qk_error *err);
+
 /* exact_name, shown_name and base_name of a node whose children are open. */
 int node_set_names(struct node *node, struct qk_error *err);
 
@@ -114,7 +123,19 @@ int chain_refuse_loop(const struct chain_link *link, const char *below, struct q
 int chain_backing_name(const struct node *node, const char *name, char **full,
                        struct qk_error *err);
 
+/* The layer below `top` that `name` means, relative to the layer that names it, or as shown. NULL:
+ * there is none. */
+struct node *chain_find_layer(struct node *top, const char *name);
+/* -ELOOP when the chain that begins at file `name` has the file of `node` in it. What cannot be
+ * opened ends the search. */
+int chain_refuse_below(const struct node *node, const char *name, const char *format,
+                       struct qk_error *err);
+
 /* status.c */
+/* What the layers from node down to the one above `base` say; flags 0 where none of them decides.
+ * Where one of them is too short, it decides on zero. */
+int node_status_above(struct node *node, const struct node *base, uint64_t off, uint64_t len,
+                      struct qk_extent *extent, struct qk_error *err);
 int node_status(struct node *node, uint64_t off, uint64_t len, unsigned flags,
                 struct qk_extent *extent, struct qk_error *err);
 /* This layer only, flags 0 where the backing decides. */

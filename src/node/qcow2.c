@@ -109,6 +109,26 @@ static int qcow2_open(struct node *node, struct open_request *req, struct qk_err
     return ret;
 }
 
+int qcow2_make_writable(struct node *node, struct qk_error *err)
+{
+    struct image_options opts = *image_options_of(node->image);
+    opts.writable = true;
+    opts.discard_to_file = node->discard == DISCARD_UNMAP;
+    struct image *reader = TAKE(node->image);
+    int ret = open_image(node, &opts, err);
+    if (ret == 0 && node->backing)
+        image_set_backing(node->image, &node->backing->io);
+    else if (ret == 0 && image_backing_name(node->image))
+        ret = stand_in(node, err);
+    if (ret < 0 && node->image)
+        image_abandon(node->image);
+    if (ret < 0)
+        node->image = reader;
+    else
+        image_abandon(reader);
+    return ret;
+}
+
 static int qcow2_release(struct node *node, struct qk_error *err)
 {
     snapshots_free(node->snapshots);

@@ -10,4 +10,7 @@
 int qcow2_take_options(struct node *node, struct options *opts, struct image_options *out,
                        struct qk_error *err);
 
+/* The image of a node whose file has become writable is opened anew for writing. */
+int qcow2_make_writable(struct node *node, struct qk_error *err);
+
 #endif

@@ -230,6 +230,7 @@ static const struct qk_io_ops raw_ops = {
     .allocated = pass_allocated,
     .event = pass_event,
     .set_perm = pass_set_perm,
+    .set_writable = pass_set_writable,
     .close = node_io_close,
 };
 

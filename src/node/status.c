@@ -26,6 +26,29 @@ int node_own_status(struct node *node, uint64_t off, uint64_t len, unsigned flag
     return 0;
 }
 
+int node_status_above(struct node *node, const struct node *base, uint64_t off, uint64_t len,
+                      struct qk_extent *extent, struct qk_error *err)
+{
+    for (unsigned depth = 0;; depth++) {
+        int ret = node_own_status(node, off, len, 0, extent, err);
+        if (ret < 0)
+            return ret;
+        len = min_u64(len, extent->len);
+        extent->len = len;
+        extent->depth = depth;
+        extent->flags &= QK_EXTENT_ALLOCATED | QK_EXTENT_ZERO | QK_EXTENT_DATA;
+        if (extent->flags || node->backing == base)
+            return 0;
+        node = node->backing;
+        uint64_t size = node ? node_size(node) : 0;
+        if (off >= size) {
+            extent->flags = QK_EXTENT_ZERO;
+            return 0;
+        }
+        len = min_u64(len, size - off);
+    }
+}
+
 /*
  * An image whose file occupies clearly less than its length was made with preallocated metadata:
  * only then is it worth to ask the file system for holes below each extent, and only then does

@@ -59,9 +59,5 @@ REFUSED(amend, "change the options of an image in place", "-o OPTIONS FILENAME",
         "convert into a new image with the options wanted")
 REFUSED(bitmap, "add, remove or change a persistent bitmap", "FILENAME BITMAP",
         "bitmaps in an image are kept as they are")
-REFUSED(commit, "write an overlay's data into its backing file", "FILENAME",
-        "convert the overlay into a new image instead")
-REFUSED(rebase, "give an image another backing file", "-b BACKING_FILE FILENAME",
-        "convert with -B into a new overlay instead")
 REFUSED(snapshot, "list, make, apply or delete internal snapshots", "FILENAME",
         "`info` lists the snapshots of an image")
