@@ -21,16 +21,34 @@ static const struct shape shapes[] = {
     {"cluster_size=65536,compat=0.10", 65536, 30, BACKING_LONGER, NULL, true},
     {"cluster_size=65536,compression_type=zstd", 65536, 40, BACKING_SHORTER, NULL, false},
     {"cluster_size=2097152", 2097152, 4, BACKING_SHORTER, NULL, false},
+    {"extended_l2=on,cluster_size=16384", 16384, 60, BACKING_NONE, NULL, false},
+    {"extended_l2=on,cluster_size=16384,refcount_bits=1", 16384, 60, BACKING_QCOW2,
+     "l2-cache-entry-size=512", false},
+    {"extended_l2=on,cluster_size=16384,preallocation=metadata", 16384, 60, BACKING_NONE,
+     "discard=unmap", false},
+    {"extended_l2=on,cluster_size=32768,lazy_refcounts=on", 32768, 40, BACKING_SHORTER, NULL,
+     false},
+    {"extended_l2=on,cluster_size=65536,compression_type=zstd", 65536, 30, BACKING_RAW, NULL,
+     false},
+    {"extended_l2=on,cluster_size=65536,preallocation=metadata", 65536, 30, BACKING_LONGER, NULL,
+     false},
+    {"extended_l2=on,cluster_size=2097152", 2097152, 4, BACKING_QCOW2, NULL, false},
 };
 
 struct range {
     uint64_t off, len;
 };
 
-/* A range inside the disk; ends love the edges of clusters. */
+static uint64_t unit_of(const struct shape *shape)
+{
+    return strstr(shape->create, "extended_l2=on") ? shape->cluster_bytes / 32
+                                                   : shape->cluster_bytes;
+}
+
+/* A range inside the disk; ends love the edges of clusters and subclusters. */
 static struct range random_range(struct subject *s)
 {
-    uint64_t c = s->shape->cluster_bytes;
+    uint64_t c = rng_below(&s->rng, 2) ? s->shape->cluster_bytes : unit_of(s->shape);
     uint64_t longest = rng_below(&s->rng, 8) == 0 ? s->size / 3 : 3 * c;
     struct range r = {rng_below(&s->rng, s->size), 1 + rng_below(&s->rng, longest)};
 
@@ -113,19 +131,27 @@ static void do_zero(struct subject *s)
                &err);
 }
 
-/* Whole clusters read as zero afterwards; version 2 over a backing file may keep them. A cluster
- * that the end of the disk cuts may do either. */
+/* Whether a discarded unit at `at` may show its old bytes: version 2 over a backing file, what the
+ * end of the disk cuts, and a subcluster of a cluster that was not discarded as a whole. */
+static bool may_keep(const struct subject *s, struct range r, uint64_t at)
+{
+    uint64_t c = s->shape->cluster_bytes, start = at / c * c;
+
+    return (s->shape->v2 && s->shape->backing != BACKING_NONE) || s->size - start < c ||
+           start < r.off || start + c > r.off + r.len;
+}
+
+/* Whole clusters read as zero afterwards, subclusters do or are unchanged. */
 static void do_discard(struct subject *s)
 {
     struct range r = random_range(s);
-    uint64_t c = s->shape->cluster_bytes, end = r.off + r.len;
-    bool may_keep = s->shape->v2 && s->shape->backing != BACKING_NONE;
+    uint64_t unit = unit_of(s->shape), end = r.off + r.len;
     struct qk_error err = {0};
 
     if (!subject_ok(s, qk_disk_discard(s->disk, r.off, r.len, &err) == 0, "discard", &err))
         return;
-    for (uint64_t at = (r.off + c - 1) / c * c; at < end; at += c) {
-        uint64_t n = s->size - at < c ? s->size - at : c;
+    for (uint64_t at = (r.off + unit - 1) / unit * unit; at < end; at += unit) {
+        uint64_t n = s->size - at < unit ? s->size - at : unit;
         if (at + n > end)
             break;
         memset(s->scratch, 0, n);
@@ -134,7 +160,7 @@ static void do_discard(struct subject *s)
             return;
         if (memcmp(now, s->scratch, n) == 0)
             memset(s->model + at, 0, n);
-        else if (!subject_ok(s, may_keep || n < c, "a discarded cluster reads as zero", NULL))
+        else if (!subject_ok(s, may_keep(s, r, at), "a discarded cluster reads as zero", NULL))
             return;
     }
 }
