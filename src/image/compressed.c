@@ -248,11 +248,21 @@ static int write_cluster(struct image *img, struct workspace *ws, guest_off_t of
     return ret < 0 ? qk_fail_nomem(err) : store(img, &packed, err);
 }
 
+/* Its clusters are where the guest has them, whole. */
+static int refuse_data_file(const struct image *img, struct qk_error *err)
+{
+    if (!img->g.data_file)
+        return 0;
+    return qk_fail(err, -ENOTSUP, "an external data file holds no compressed clusters");
+}
+
 int image_compress(struct image *img, struct iovec data, struct iovec stream, size_t *bytes,
                    struct qk_error *err)
 {
     struct workspace *ws;
-    int ret = workspace_take(img, &ws, err);
+    int ret = refuse_data_file(img, err);
+    if (ret == 0)
+        ret = workspace_take(img, &ws, err);
     if (ret < 0)
         return ret;
     ret = compress(img, ws, data, stream, bytes);
@@ -264,16 +274,28 @@ int image_compress(struct image *img, struct iovec data, struct iovec stream, si
     return ret < 0 ? qk_fail_nomem(err) : 0;
 }
 
+/* A compressed stream is read as it is, so plain bytes would get into an encrypted image. */
+static int refuse_encrypted(const struct image *img, struct qk_error *err)
+{
+    if (!image_is_encrypted(img))
+        return 0;
+    return qk_fail(err, -EIO, "Compression and encryption not supported at the same time");
+}
+
 int image_write_stream(struct image *img, guest_off_t off, struct iovec stream,
                        struct qk_error *err)
 {
     struct packed packed = {.off = off, .stream = stream.iov_base, .bytes = stream.iov_len};
-    return store(img, &packed, err);
+    int ret = refuse_encrypted(img, err);
+    return ret < 0 ? ret : store(img, &packed, err);
 }
 
 static int check_whole(struct image *img, guest_off_t off, uint64_t len, struct qk_error *err)
 {
     uint64_t mask = img->g.cluster_bytes - 1;
+    int ret = refuse_data_file(img, err);
+    if (ret < 0)
+        return ret;
     if (!range_within(off.v, len, image_size(img)))
         return qk_fail(err, -EIO,
                        "the range of %" PRIu64 " bytes at %" PRIu64 " leaves the disk of %" PRIu64
@@ -290,7 +312,9 @@ int compressed_write(struct image *img, guest_off_t off, const struct iovec *iov
 {
     uint64_t len = iov_total(iov, iovcnt);
     struct workspace *ws;
-    int ret = check_whole(img, off, len, err);
+    int ret = refuse_encrypted(img, err);
+    if (ret == 0)
+        ret = check_whole(img, off, len, err);
     if (ret == 0)
         ret = workspace_take(img, &ws, err);
     if (ret < 0)

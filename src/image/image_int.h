@@ -46,6 +46,8 @@ struct codec_pool {
 /* How many host clusters with room at their end the allocator of compressed bytes remembers. */
 #define PACK_TAILS 8
 
+struct crypt;
+
 struct image {
     struct qk_io *file;    /* all metadata, and compressed streams */
     struct qk_io *data;    /* guest bytes: `file`, or the external data file */
@@ -78,6 +80,8 @@ struct image {
     uint64_t fresh_from;        /* clusters from here on read as zero until they are written */
     uint64_t tails[PACK_TAILS]; /* first free byte behind compressed ones; 0: none */
     struct codec_pool codecs;
+    struct image_luks *luks; /* NULL: no LUKS, or for_check and damaged */
+    struct crypt *crypt;     /* NULL: not encrypted, or open without a key */
 
     pthread_mutex_t flush_lock;
     pthread_cond_t flush_done;
@@ -85,7 +89,8 @@ struct image {
     bool flush_running;
     int flush_result; /* of the last finished one */
     struct qk_error flush_error;
-    bool unsynced; /* atomic: written to the file since the last barrier */
+    bool unsynced;      /* atomic: written to the file since the last barrier */
+    bool data_unsynced; /* the same for an external data file */
 
     uint64_t length_clusters; /* the file is known to reach this far; flush_lock holder */
     struct table_set *tables; /* overlap.c; NULL: not writable */
@@ -112,6 +117,9 @@ int refcount_load_leaf(void *img, uint64_t leaf, uint64_t used[FREEMAP_LEAF / 64
 /* ---- reftable_grow.c ---- */
 /* Makes a refcount block for every cluster of the run, growing the table when needed. */
 int refblocks_cover(struct image *img, struct cluster_run run, struct qk_error *err);
+/* How many clusters a larger table takes that has room for so many entries. -EFBIG */
+int reftable_clusters(const struct image *img, uint64_t entries, uint64_t *clusters,
+                      struct qk_error *err);
 
 /* ---- alloc.c ---- */
 /* `want` clusters in the lowest run that fits; refcount 1. With a file that cannot grow and no
@@ -123,7 +131,16 @@ int alloc_exact(struct image *img, uint64_t count, struct cluster_run *run, stru
 void alloc_undo(struct image *img, struct cluster_run run);
 /* The lowest free run for metadata of the allocator itself: marks it used, no refcount yet. */
 int alloc_reserve(struct image *img, uint64_t count, struct cluster_run *run, struct qk_error *err);
+/* The same for `want` clusters or, with a file that cannot grow, fewer: run->count says how many. */
+int alloc_reserve_some(struct image *img, uint64_t want, struct cluster_run *run,
+                       struct qk_error *err);
 void alloc_unreserve(struct image *img, struct cluster_run run);
+/* The clusters get content: what is behind them may be fresh still, they are not. */
+void alloc_note_used(struct image *img, struct cluster_run run);
+/* A hole in the file where free clusters are, when that is wanted. */
+void alloc_punch(struct image *img, struct cluster_run run);
+/* Cuts free clusters off the end of the file, when it ends at freed_end. alloc_lock held. */
+void alloc_trim_end(struct image *img, uint64_t freed_end);
 /* Room for `bytes` (less than a cluster) compressed ones at *off, beside others where the refcounts
  * allow it: each host cluster that they touch has one reference more. Takes alloc_lock. */
 int alloc_bytes(struct image *img, uint64_t bytes, uint64_t *off, struct qk_error *err);
@@ -170,6 +187,54 @@ int data_readv(struct image *img, struct data_place at, const struct iovec *iov,
                struct qk_error *err);
 int data_writev(struct image *img, struct data_place at, const struct iovec *iov, int iovcnt,
                 struct qk_error *err);
+/* -EBADF, with a text: guest data is asked for, and its file is not open. */
+int data_missing(const struct image *img, struct qk_error *err);
+/* Makes an external data file stable; nothing to do when there is none. */
+int data_sync(struct image *img, struct qk_error *err);
+
+/* ---- data_file.c ---- */
+/* Host clusters for guest data: alloc_clusters, or in an external data file the places that belong
+ * to the guest clusters anyway. data_undo as alloc_undo. */
+int data_alloc(struct image *img, uint64_t guest_cluster, uint64_t want, struct cluster_run *run,
+               struct qk_error *err);
+void data_undo(struct image *img, struct cluster_run run);
+/* The entries no longer name these bytes: an external data file may give back their space. */
+void data_discard(struct image *img, guest_off_t off, uint64_t len);
+/* Zeroes and discards are made in the data file's bytes, by data_raw_*, not in entries. */
+bool data_decides(const struct image *img);
+int data_raw_zero(struct image *img, guest_off_t off, uint64_t len, unsigned flags,
+                  struct qk_error *err);
+int data_raw_discard(struct image *img, guest_off_t off, uint64_t len, struct qk_error *err);
+/* Nothing is written behind the disk's end: the data file is as long as the disk. */
+bool data_ends_with_disk(const struct image *img);
+/* The length of an external data file, before the disk grows and after it has shrunk. */
+int data_grow(struct image *img, uint64_t size, enum qk_prealloc prealloc, struct qk_error *err);
+int data_shrink(struct image *img, uint64_t size, struct qk_error *err);
+/* Growing a disk on a raw data file maps what is added: its bytes are there. */
+enum qk_prealloc data_growth(const struct image *img, enum qk_prealloc prealloc);
+
+/* ---- crypt.c ---- */
+/* Copies the key. by_guest: sectors are numbered as the guest counts, else as img->data does. */
+int crypt_new(const struct cipher_suite *suite, const uint8_t *key, bool by_guest,
+              struct crypt **out, struct qk_error *err);
+void crypt_free(struct crypt *c);
+const uint8_t *crypt_key(const struct crypt *c);
+/* With img->crypt. A write of less than whole sectors needs the clusters held exclusively. */
+int crypt_readv(struct image *img, struct data_place at, const struct iovec *iov, int iovcnt,
+                struct qk_error *err);
+int crypt_writev(struct image *img, struct data_place at, const struct iovec *iov, int iovcnt,
+                 struct qk_error *err);
+/* -EACCES, with a text: the image is encrypted, and was opened without its key. */
+int crypt_locked(const struct image *img, struct qk_error *err);
+
+/* ---- crypt_open.c ---- */
+/* What the header says of encryption; with a secret also the key. */
+int crypt_open(struct image *img, struct qk_error *err);
+
+static inline bool image_is_encrypted(const struct image *img)
+{
+    return img->h.crypt_method != CRYPT_NONE;
+}
 
 /* ---- compressed.c ---- */
 /* A part of a request: `len` bytes of the iovec, from byte `skip` on. */
@@ -205,6 +270,7 @@ int image_write_held(struct image *img, guest_off_t off, const struct iovec *iov
                      struct qk_error *err);
 int image_zero_held(struct image *img, guest_off_t off, uint64_t len, unsigned flags,
                     struct qk_error *err);
+int image_zero_bytes_held(struct image *img, uint64_t off, uint64_t len, struct qk_error *err);
 /* Reads guest bytes without taking the range: the caller holds it. */
 int image_read_held(struct image *img, guest_off_t off, const struct iovec *iov, int iovcnt,
                     struct qk_error *err);
@@ -212,6 +278,16 @@ int image_read_held(struct image *img, guest_off_t off, const struct iovec *iov,
 /* ---- resize.c ---- */
 /* L1 gets room for `count` entries; the caller holds the whole disk. */
 int l1_grow(struct image *img, uint64_t count, struct qk_error *err);
+uint64_t l1_clusters(const struct image *img, uint64_t entries);
+/* Header fields of L1 and size, in one sector; stable on return. Takes header_lock. */
+int header_set_l1(struct image *img, uint64_t l1_off, uint32_t l1_entries, uint64_t size,
+                  struct qk_error *err);
+/* What guest bytes behind the disk's end hold, in [off, end) of one cluster, becomes zero. */
+int image_zero_behind(struct image *img, uint64_t off, uint64_t end, struct qk_error *err);
+
+/* ---- shrink.c ---- */
+/* The caller holds the whole disk; size is less than the disk's. */
+int image_shrink_held(struct image *img, uint64_t size, struct qk_error *err);
 
 /* ---- vm_state.c ---- */
 /* Before the disk grows to `size` bytes: machine state that would become part of it is zeroed. The
@@ -230,6 +306,9 @@ int header_io_write(struct image *img, struct qk_error *err);
 int header_io_parse_cluster(struct image *img, struct qk_error *err);
 
 /* ---- header_switch.c ---- */
+/* After a write of the header that failed, with img->h as it was before: makes that stable, so that
+ * file and memory agree; when that fails too, nothing more is written. header_lock held. */
+void header_io_restore(struct image *img);
 /* What changes beyond the fixed fields. Members that are NULL stay as they are. */
 struct header_change {
     const struct header *fixed;          /* all of them, version and header_bytes included */
@@ -289,6 +368,14 @@ static inline uint64_t l1_load(const struct image *img, uint64_t index)
 static inline void image_note_unsynced(struct image *img)
 {
     __atomic_store_n(&img->unsynced, true, __ATOMIC_RELEASE);
+}
+
+static inline void image_note_unsynced_data(struct image *img)
+{
+    if (img->g.data_file)
+        __atomic_store_n(&img->data_unsynced, true, __ATOMIC_RELEASE);
+    else
+        image_note_unsynced(img);
 }
 
 static inline void image_note_end(struct image *img, uint64_t end_clusters)

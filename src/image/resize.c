@@ -1,7 +1,8 @@
 /*
- * resize.c - growing the disk: a larger L1 when needed, zeroes where a longer backing file would
- * shine through, preallocation, then the size, in one header sector. Until that sector is written
- * the image is the old one; what was prepared for nothing is a leak at most.
+ * resize.c - growing the disk: a larger L1 when needed, zeroes where a longer backing file or old
+ * bytes would shine through, preallocation, then the size, in one header sector. Until that sector
+ * is written the image is the old one; what was prepared for nothing is a leak at most. Order:
+ * doc/design/resize-amend.md; shrinking is in shrink.c.
  */
 #include "image/image_int.h"
 
@@ -41,9 +42,8 @@ static int l1_write_whole(struct image *img, uint64_t off, uint64_t count, struc
     return ret;
 }
 
-/* Header fields of L1 and size, together. header_lock is taken. */
-static int header_set_l1(struct image *img, uint64_t l1_off, uint32_t l1_entries, uint64_t size,
-                         struct qk_error *err)
+int header_set_l1(struct image *img, uint64_t l1_off, uint32_t l1_entries, uint64_t size,
+                  struct qk_error *err)
 {
     LOCK_SCOPE(&img->header_lock);
     uint64_t old_off = img->h.l1_off, old_size = img->h.size_bytes;
@@ -63,11 +63,12 @@ static int header_set_l1(struct image *img, uint64_t l1_off, uint32_t l1_entries
         img->h.l1_entries = old_entries;
         __atomic_store_n(&img->h.size_bytes, old_size, __ATOMIC_RELAXED);
         pthread_rwlock_unlock(&img->tables_lock);
+        header_io_restore(img);
     }
     return ret;
 }
 
-static uint64_t l1_clusters(const struct image *img, uint64_t entries)
+uint64_t l1_clusters(const struct image *img, uint64_t entries)
 {
     return div_round_up(entries * 8, img->g.cluster_bytes);
 }
@@ -134,6 +135,8 @@ static int fill_run(struct image *img, struct cluster_run run, enum qk_prealloc 
                     struct qk_error *err)
 {
     uint64_t off = run.first << img->g.cluster_bits, len = run.count << img->g.cluster_bits, size;
+    if (img->g.data_file) /* data_grow has seen to it */
+        return 0;
     int ret = overlap_check(img, 0, off, len, err);
     if (ret == 0 && prealloc == QK_PREALLOC_FALLOC && run.fresh && img->file->can_grow) {
         ret = io_size(img->file, &size, err);
@@ -160,12 +163,12 @@ static int preallocate(struct image *img, uint64_t first, uint64_t end, enum qk_
         uint64_t table;
         ret = l2_table_writable(img, off, &table, err);
         if (ret == 0)
-            ret = alloc_clusters(img, n, &run, err);
+            ret = data_alloc(img, first, n, &run, err);
         if (ret < 0)
             break;
         ret = fill_run(img, run, prealloc, err);
         if (ret < 0) {
-            alloc_undo(img, run);
+            data_undo(img, run);
             break;
         }
         ret = image_link(img, first, run, err);
@@ -177,6 +180,19 @@ static int preallocate(struct image *img, uint64_t first, uint64_t end, enum qk_
 }
 
 /* ---- the disk ---- */
+
+int image_zero_behind(struct image *img, uint64_t off, uint64_t end, struct qk_error *err)
+{
+    int ret = 0;
+    while (off < end && ret == 0) {
+        struct map_extent ext;
+        ret = image_map(img, guest_off(off), end - off, &ext, err);
+        if (ret == 0 && (ext.kind == CLUSTER_NORMAL || ext.kind == CLUSTER_COMPRESSED))
+            ret = image_zero_bytes_held(img, off, ext.len, err);
+        off += ext.len;
+    }
+    return ret;
+}
 
 /* A backing file longer than the disk would show in what is added. All of that becomes zero, as in
  * QEMU: the backing file may grow further one day. */
@@ -193,11 +209,21 @@ static int grow_held(struct image *img, uint64_t size, enum qk_prealloc prealloc
                      struct qk_error *err)
 {
     uint64_t old_size = image_size(img);
+    prealloc = data_growth(img, prealloc);
+    if (prealloc != QK_PREALLOC_OFF && image_is_encrypted(img) && img->h.version < 3)
+        return qk_fail(err, -ENOTSUP,
+                       "an encrypted image can be preallocated only with version 3, where clusters "
+                       "that are there can read as zero");
     int ret = image_begin_writing(img, err);
+    if (ret == 0)
+        ret = data_grow(img, size, prealloc, err);
     if (ret == 0)
         ret = l1_grow(img, geometry_l1_entries(&img->g, size), err);
     if (ret == 0)
         ret = image_vm_state_forget(img, size, err);
+    if (ret == 0)
+        ret = image_zero_behind(img, old_size,
+                                min_u64(size, round_up(old_size, img->g.cluster_bytes)), err);
     if (ret == 0)
         ret = hide_backing(img, old_size, size, err);
     if (ret == 0 && prealloc != QK_PREALLOC_OFF)
@@ -214,14 +240,16 @@ int image_resize(struct image *img, uint64_t size, enum qk_prealloc prealloc, un
                  struct qk_error *err)
 {
     struct range_hold hold;
-    (void)flags;
     image_drain(img, &hold);
     int ret = 0;
     if (img->h.version < 3 && img->h.snapshot_count && size != image_size(img))
         /* Its snapshots do not say how large their disks are. */
         ret = qk_fail(err, -ENOTSUP, "Can't resize a v2 image which has snapshots");
+    else if (size < image_size(img) && !(flags & QK_RESIZE_SHRINK))
+        ret = qk_fail(err, -EINVAL, "the new size of %" PRIu64 " bytes is less than the disk's %" PRIu64
+                      ", and shrinking was not asked for", size, image_size(img));
     else if (size < image_size(img))
-        ret = qk_fail(err, -ENOTSUP, "shrinking an image is not part of this version");
+        ret = image_shrink_held(img, size, err);
     else if (size > image_size(img))
         ret = grow_held(img, size, prealloc, err);
     range_release(&img->ranges, &hold);

@@ -177,6 +177,9 @@ static bool link_entry(void *opaque, uint64_t index, struct l2_entry old, struct
     uint32_t filled =
         l2_entry_stored(g, old) | subclusters_touched(g, l->first_cluster + index, l->off, l->end);
     *entry = l2_entry_filled(g, old, host, filled);
+    /* No bytes that lie there would be decrypted to zeroes. */
+    if (l->off == l->end && g->subclusters == 1 && image_is_encrypted(l->img))
+        *entry = l2_entry_zeroed(g, *entry, UINT32_MAX);
     l->linked = index + 1;
     return true;
 }
@@ -330,6 +333,9 @@ static int write_shared(struct image *img, const struct plan *request, uint64_t 
                         struct qk_error *err)
 {
     *done = 0;
+    /* The rest of a sector is read, and written again: not beside another writer of the sector. */
+    if (img->crypt && (request->off.v | request->len) % CIPHER_SECTOR_BYTES)
+        return 0;
     while (*done < request->len) {
         struct map_extent ext;
         guest_off_t at = guest_off(request->off.v + *done);
