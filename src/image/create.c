@@ -3,11 +3,11 @@
  * computed first; then each table is generated piece by piece from the layout alone, so that
  * memory does not grow with the image and every write is large and behind the one before:
  *
- *     header | refcount table | refcount blocks | L1 | L2 tables | guest data
+ *     header | refcount table | refcount blocks | L1 | LUKS | L2 tables | guest data
  *
- * The last two are there with preallocation only. Relies on the store; promises that no cluster
- * below the end is free (INV-5), and that the file has no valid header before all else is stable:
- * an old header goes first, the new one comes last.
+ * The last two are there with preallocation only, LUKS with encryption. Relies on the store;
+ * promises that no cluster below the end is free (INV-5), and that the file has no valid header
+ * before all else is stable: an old header goes first, the new one comes last.
  */
 #include "image/image.h"
 
@@ -15,6 +15,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "format/refcount.h"
+#include "image/luks.h"
 
 #include <inttypes.h>
 
@@ -30,8 +31,10 @@ struct layout {
     struct header h;
     struct geometry g;
     uint64_t refblocks, l2_tables, data_clusters; /* counts */
-    uint64_t refblocks_off, l2_off, data_off;     /* beside those in the header */
-    uint64_t clusters;                            /* in use, all at the start of the file */
+    uint64_t external_clusters; /* of guest data in a data file, named by L2 entries */
+    uint64_t refblocks_off, l2_off, data_off; /* beside those in the header */
+    struct luks_pointer luks;                 /* bytes 0: none */
+    uint64_t clusters;                        /* in use, all at the start of the file */
     uint64_t file_bytes;
     bool data_is_stale; /* L2 entries carry the zero flag, as the clusters hold old bytes */
 };
@@ -65,6 +68,16 @@ static int check_params(const struct create_params *p, struct qk_error *err)
          "version=v3 or greater)"},
         {p->prealloc != QK_PREALLOC_OFF && p->backing_file && !p->extended_l2,
          "Backing file and preallocation can only be used at the same time if extended_l2 is on"},
+        {p->prealloc != QK_PREALLOC_OFF && p->encryption && v2,
+         "Preallocation of an encrypted image is only supported with compatibility level 1.1 and "
+         "above (use version=v3 or greater)"},
+        {p->data_file_raw && !p->data_file, "data-file-raw requires data-file"},
+        {v2 && p->data_file,
+         "External data files are only supported with compatibility level 1.1 and above (use "
+         "version=v3 or greater)"},
+        {p->data_file_raw && p->backing_file,
+         "Backing file and data-file-raw cannot be used at the same time"},
+        {p->data_file && strlen(p->data_file) > QCOW2_MAX_BACKING_NAME, "Data file name too long"},
         {p->backing_format && !p->backing_file,
          "Backing format cannot be used without backing file"},
         {p->backing_format && strlen(p->backing_format) > MAX_BACKING_FORMAT,
@@ -85,9 +98,12 @@ static struct header new_header(const struct create_params *p)
         .version = p->version,
         .cluster_bits = p->cluster_bits,
         .size_bytes = p->size_bytes,
+        .crypt_method = p->encryption ? p->encryption->method : CRYPT_NONE,
         .incompatible = (p->compression_type ? INCOMPAT_COMPRESSION : 0) |
-                        (p->extended_l2 ? INCOMPAT_EXTENDED_L2 : 0),
+                        (p->extended_l2 ? INCOMPAT_EXTENDED_L2 : 0) |
+                        (p->data_file ? INCOMPAT_DATA_FILE : 0),
         .compatible = p->lazy_refcounts ? COMPAT_LAZY_REFCOUNTS : 0,
+        .autoclear = p->data_file_raw ? AUTOCLEAR_DATA_FILE_RAW : 0,
         .refcount_order = p->refcount_order,
         .header_bytes = p->version == 2 ? QCOW2_V2_HEADER_BYTES : QCOW2_FULL_HEADER_BYTES,
         .compression_type = p->compression_type,
@@ -110,6 +126,16 @@ static void add_refcounts(struct layout *l)
     l->h.reftable_clusters = (uint32_t)table;
 }
 
+/* The length of the LUKS area follows from the length of the key. */
+static uint64_t luks_bytes(const struct create_params *p)
+{
+    if (!p->encryption || p->encryption->method != CRYPT_LUKS)
+        return 0;
+    struct luks_header h = {.key_bytes = cipher_suite_key_bytes(&p->encryption->suite)};
+    luks_place(&h);
+    return (uint64_t)h.payload_sector * LUKS_SECTOR_BYTES;
+}
+
 /* Counts what an image takes, with or without its guest data. False: too large for an L1 table. */
 static bool count_clusters(const struct create_params *p, bool with_data, struct layout *l)
 {
@@ -124,8 +150,10 @@ static bool count_clusters(const struct create_params *p, bool with_data, struct
         l->l2_tables = l1_entries;
         l->data_clusters = div_round_up(l->h.size_bytes, l->g.cluster_bytes);
     }
-    l->clusters =
-        1 + div_round_up(l1_entries * 8, l->g.cluster_bytes) + l->l2_tables + l->data_clusters;
+    l->luks.bytes = luks_bytes(p);
+    l->clusters = 1 + div_round_up(l->luks.bytes, l->g.cluster_bytes) +
+                  div_round_up(l1_entries * 8, l->g.cluster_bytes) + l->l2_tables +
+                  l->data_clusters;
     add_refcounts(l);
     return true;
 }
@@ -139,11 +167,14 @@ static void place(struct layout *l)
     l->refblocks_off = l->h.reftable_off + l->h.reftable_clusters * cluster_bytes;
     const uint64_t l1_off = l->refblocks_off + l->refblocks * cluster_bytes;
     l->h.l1_off = l1_bytes ? l1_off : 0;
-    l->l2_off = round_up(l1_off + l1_bytes, cluster_bytes);
+    l->luks.off = round_up(l1_off + l1_bytes, cluster_bytes);
+    l->l2_off = round_up(l->luks.off + l->luks.bytes, cluster_bytes);
     l->data_off = l->l2_off + l->l2_tables * cluster_bytes;
     /* behind an L1 table at the end nothing is needed, not even the rest of its cluster */
-    l->file_bytes =
-        l->l2_tables ? l->data_off + l->data_clusters * cluster_bytes : l1_off + l1_bytes;
+    l->file_bytes = l->l2_tables || l->luks.bytes ? l->data_off + l->data_clusters * cluster_bytes
+                                                  : l1_off + l1_bytes;
+    /* Encrypted, no bytes that lie there would read as zero. */
+    l->data_is_stale = l->h.crypt_method != CRYPT_NONE && l->g.zero_flag;
 }
 
 static int make_layout(const struct create_params *p, struct layout *l, struct qk_error *err)
@@ -230,6 +261,7 @@ struct target {
     struct qk_io *file;
     bool fresh;   /* what was not written reads as zero, and the length can be set */
     uint8_t *buf; /* PIECE_BYTES */
+    const struct new_luks *luks;
 };
 
 struct table {
@@ -261,7 +293,7 @@ static int write_table(const struct target *t, const struct layout *l, const str
 static int write_tables(const struct target *t, const struct layout *l, struct qk_error *err)
 {
     const uint64_t cluster_bytes = l->g.cluster_bytes;
-    const uint64_t l1_end = l->l2_tables ? l->l2_off : l->file_bytes;
+    const uint64_t l1_end = l->l2_tables || l->luks.bytes ? l->luks.off : l->file_bytes;
     const struct table tables[] = {
         {l->h.reftable_off, l->h.reftable_clusters * cluster_bytes, l->refblocks * 8,
          reftable_piece},
@@ -366,12 +398,16 @@ static int make_header(const struct create_params *p, struct layout *l, uint8_t 
                        struct qk_error *err)
 {
     struct header_extensions exts = {0};
+    uint8_t pointer[LUKS_POINTER_BYTES];
     size_t names_len;
     const uint8_t *names = feature_name_table(&names_len);
     int ret = 0;
     if (p->backing_format)
         ret =
             add_extension(&exts, HEXT_BACKING_FORMAT, p->backing_format, strlen(p->backing_format));
+    luks_pointer_encode(l->luks, pointer);
+    if (ret == 0 && l->luks.bytes)
+        ret = add_extension(&exts, HEXT_CRYPTO, pointer, sizeof(pointer));
     if (ret == 0 && p->version >= 3 && p->cluster_bits >= FEATURE_NAMES_MIN_CLUSTER_BITS)
         ret = add_extension(&exts, HEXT_FEATURE_NAMES, names, names_len);
     if (ret < 0) {
@@ -409,6 +445,48 @@ static int write_header_sector(struct qk_io *file, const uint8_t *cluster, struc
     return ret;
 }
 
+/* ---- encryption ---- */
+
+/* Made before anything is touched: deriving keys takes seconds. */
+struct new_luks {
+    struct image_luks luks;
+    struct luks_material slot0; /* bytes NULL: there is no LUKS */
+};
+
+static void new_luks_free(struct new_luks *n)
+{
+    luks_material_free(&n->slot0);
+}
+
+static int make_encryption(const struct create_params *p, const struct layout *l,
+                           struct new_luks *n, struct qk_error *err)
+{
+    uint8_t key[CIPHER_KEY_MAX_BYTES];
+    struct passphrase pass;
+    if (!p->encryption)
+        return 0;
+    int ret = luks_passphrase(p->encryption->secret, &pass, err);
+    if (ret < 0 || !l->luks.bytes)
+        return ret;
+    ret = luks_begin(&n->luks, p->encryption, &n->slot0, key, err);
+    explicit_bzero(key, sizeof(key));
+    n->luks.area = l->luks;
+    return ret;
+}
+
+static int write_luks(const struct target *t, const struct new_luks *n, struct qk_error *err)
+{
+    uint8_t bytes[LUKS_HEADER_BYTES];
+    const struct luks_pointer area = n->luks.area;
+    if (!n->slot0.bytes)
+        return 0;
+    int ret = t->fresh ? 0 : io_zero_or_write(t->file, area.off, area.bytes, 0, err);
+    luks_encode(&n->luks.header, bytes);
+    if (ret == 0)
+        ret = io_write(t->file, area.off, bytes, sizeof(bytes), 0, err);
+    return ret < 0 ? ret : luks_write_material(t->file, &n->luks, 0, &n->slot0, err);
+}
+
 /* Everything but the header's first sector. */
 static int write_body(struct target *t, struct layout *l, enum qk_prealloc prealloc,
                       const uint8_t *header, struct qk_error *err)
@@ -420,6 +498,8 @@ static int write_body(struct target *t, struct layout *l, enum qk_prealloc preal
         ret = clear_old_data(t, l, prealloc, err);
     if (ret == 0)
         ret = write_tables(t, l, err);
+    if (ret == 0)
+        ret = write_luks(t, t->luks, err);
     if (ret == 0)
         ret = write_header_rest(t, l, header, err);
     if (ret == 0)
@@ -438,12 +518,15 @@ int image_create(struct qk_io *file, const struct create_params *params, struct 
     CLEANUP_FREE uint8_t *header =
         aligned_alloc(BUFFER_ALIGN, max_u64(l.g.cluster_bytes, BUFFER_ALIGN));
     CLEANUP_FREE uint8_t *piece = aligned_alloc(BUFFER_ALIGN, PIECE_BYTES);
+    __attribute__((cleanup(new_luks_free))) struct new_luks luks = {0};
     if (!header || !piece)
         return qk_fail_nomem(err);
-    struct target t = {.file = file, .buf = piece};
+    struct target t = {.file = file, .buf = piece, .luks = &luks};
     ret = make_header(params, &l, header, err);
     if (ret == 0)
         ret = check_room(file, &l, err);
+    if (ret == 0)
+        ret = make_encryption(params, &l, &luks, err);
     if (ret == 0)
         ret = write_body(&t, &l, params->prealloc, header, err);
     return ret < 0 ? ret : write_header_sector(file, header, err);
