@@ -31,7 +31,7 @@ struct layout {
     struct header h;
     struct geometry g;
     uint64_t refblocks, l2_tables, data_clusters; /* counts */
-    uint64_t external_clusters; /* of guest data in a data file, named by L2 entries */
+    uint64_t mapped_clusters; /* with an L2 entry: data_clusters, or those in a data file */
     uint64_t refblocks_off, l2_off, data_off; /* beside those in the header */
     struct luks_pointer luks;                 /* bytes 0: none */
     uint64_t clusters;                        /* in use, all at the start of the file */
@@ -148,7 +148,8 @@ static bool count_clusters(const struct create_params *p, bool with_data, struct
     l->h.l1_entries = (uint32_t)l1_entries;
     if (with_data) {
         l->l2_tables = l1_entries;
-        l->data_clusters = div_round_up(l->h.size_bytes, l->g.cluster_bytes);
+        l->mapped_clusters = div_round_up(l->h.size_bytes, l->g.cluster_bytes);
+        l->data_clusters = p->data_file ? 0 : l->mapped_clusters;
     }
     l->luks.bytes = luks_bytes(p);
     l->clusters = 1 + div_round_up(l->luks.bytes, l->g.cluster_bytes) +
@@ -179,9 +180,11 @@ static void place(struct layout *l)
 
 static int make_layout(const struct create_params *p, struct layout *l, struct qk_error *err)
 {
-    bool fits = count_clusters(p, p->prealloc != QK_PREALLOC_OFF, l);
+    bool raw = p->data_file_raw && !p->encryption; /* the disk is what is in the file */
+    bool fits = count_clusters(p, p->prealloc != QK_PREALLOC_OFF || raw, l);
     if (fits)
         place(l);
+    l->data_is_stale |= p->data_file_stale && !raw;
     if (!fits || l->file_bytes > QCOW2_OFFSET_LIMIT ||
         (uint64_t)l->h.reftable_clusters << l->g.cluster_bits > QCOW2_MAX_REFTABLE_BYTES)
         return qk_fail(err, -EFBIG,
@@ -195,9 +198,11 @@ int image_measure(const struct create_params *params, uint64_t data_clusters, ui
 {
     struct layout l;
     int ret = check_params(params, err);
+    struct create_params inside = *params;
+    inside.data_file = NULL; /* the sizes are those of both files together */
     if (ret < 0)
         return ret;
-    if (!count_clusters(params, true, &l))
+    if (!count_clusters(&inside, true, &l))
         return qk_fail(err, -EFBIG,
                        "The image size is too large (try using a larger cluster size)");
     bool all = params->prealloc == QK_PREALLOC_FALLOC || params->prealloc == QK_PREALLOC_FULL;
@@ -249,10 +254,16 @@ static void l2_piece(const struct layout *l, uint64_t at, uint8_t *buf, size_t l
     const uint32_t entry_bytes = l->g.l2_entry_bytes;
     const uint64_t flags = ENTRY_COPIED | (l->data_is_stale ? ENTRY_ZERO : 0);
     uint64_t first = at / entry_bytes;
-    size_t n = entries_in_piece(first, len / entry_bytes, l->data_clusters);
-    for (size_t i = 0; i < n; i++)
-        store_be64(buf + entry_bytes * i,
-                   flags | (l->data_off + ((first + i) << l->g.cluster_bits)));
+    size_t n = entries_in_piece(first, len / entry_bytes, l->mapped_clusters);
+    /* In an external data file each guest cluster is at its own offset. */
+    uint64_t host = l->g.data_file ? 0 : l->data_off;
+    bool filled = l->g.subclusters > 1 && l->h.autoclear & AUTOCLEAR_DATA_FILE_RAW &&
+                  l->h.crypt_method == CRYPT_NONE;
+    for (size_t i = 0; i < n; i++) {
+        store_be64(buf + entry_bytes * i, flags | (host + ((first + i) << l->g.cluster_bits)));
+        if (filled)
+            store_be64(buf + entry_bytes * i + 8, UINT32_MAX);
+    }
 }
 
 /* ---- writing ---- */
@@ -300,7 +311,8 @@ static int write_tables(const struct target *t, const struct layout *l, struct q
         {l->refblocks_off, l->refblocks * cluster_bytes,
          div_round_up(l->clusters * l->g.refcount_bits, 8), refblock_piece},
         {l->h.l1_off, l->h.l1_off ? l1_end - l->h.l1_off : 0, l->l2_tables * 8, l1_piece},
-        {l->l2_off, l->l2_tables * cluster_bytes, l->data_clusters * l->g.l2_entry_bytes, l2_piece},
+        {l->l2_off, l->l2_tables * cluster_bytes, l->mapped_clusters * l->g.l2_entry_bytes,
+         l2_piece},
     };
     for (size_t i = 0; i < ARRAY_SIZE(tables); i++) {
         int ret = write_table(t, l, &tables[i], err);
@@ -405,6 +417,8 @@ static int make_header(const struct create_params *p, struct layout *l, uint8_t 
     if (p->backing_format)
         ret =
             add_extension(&exts, HEXT_BACKING_FORMAT, p->backing_format, strlen(p->backing_format));
+    if (ret == 0 && p->data_file)
+        ret = add_extension(&exts, HEXT_DATA_FILE, p->data_file, strlen(p->data_file));
     luks_pointer_encode(l->luks, pointer);
     if (ret == 0 && l->luks.bytes)
         ret = add_extension(&exts, HEXT_CRYPTO, pointer, sizeof(pointer));

@@ -20,15 +20,11 @@ bool image_has_data_file(const struct image *img)
     return img->g.data_file;
 }
 
+/* Bytes that are encrypted in the file are not the disk's, whatever the bit says. */
 bool image_data_file_is_raw(const struct image *img)
 {
-    return img->g.data_file && img->h.autoclear & AUTOCLEAR_DATA_FILE_RAW;
-}
-
-/* Bytes that are encrypted in the file are not the disk's, whatever the bit says. */
-bool data_decides(const struct image *img)
-{
-    return image_data_file_is_raw(img) && img->h.crypt_method == CRYPT_NONE;
+    return img->g.data_file && img->h.autoclear & AUTOCLEAR_DATA_FILE_RAW &&
+           img->h.crypt_method == CRYPT_NONE;
 }
 
 /* Zero bytes behind the end are zeroes of the disk, should it grow; encrypted they would not be. */
@@ -144,7 +140,7 @@ static int clear_behind(struct image *img, uint64_t length, uint64_t size, bool 
     uint64_t old_size = image_size(img), end = min_u64(length, size);
     if (!mapped)
         end = min_u64(end, round_up(old_size, img->g.cluster_bytes));
-    if (data_decides(img) || !data_ends_with_disk(img) || end <= old_size)
+    if (image_data_file_is_raw(img) || !data_ends_with_disk(img) || end <= old_size)
         return 0;
     return io_zero_or_write(img->data, old_size, end - old_size, 0, err);
 }
@@ -197,7 +193,7 @@ static int judge_name(const struct image *img, const char *name, bool raw, struc
     if (name && !img->g.data_file)
         return qk_fail(err, -EINVAL,
                        "data-file can only be set for images that use an external data file");
-    if (raw && !image_data_file_is_raw(img))
+    if (raw && !(img->h.autoclear & AUTOCLEAR_DATA_FILE_RAW))
         return qk_fail(err, -EINVAL, "data-file-raw cannot be set on existing images");
     if (name && strlen(name) > QCOW2_MAX_BACKING_NAME)
         return qk_fail(err, -EINVAL, "The name of an external data file has at most %d bytes",

@@ -98,6 +98,25 @@ int header_io_write(struct image *img, struct qk_error *err)
     return ret;
 }
 
+void header_io_restore(struct image *img)
+{
+    bool stable = header_io_write(img, NULL) == 0 && io_flush(img->file, NULL) == 0;
+    __atomic_store_n(&img->header_uncertain, !stable, __ATOMIC_RELEASE);
+}
+
+int header_io_settle(struct image *img, struct qk_error *err)
+{
+    if (!__atomic_load_n(&img->header_uncertain, __ATOMIC_ACQUIRE))
+        return 0;
+    LOCK_SCOPE(&img->header_lock);
+    int ret = header_io_write(img, err);
+    if (ret == 0)
+        ret = io_flush(img->file, err);
+    if (ret == 0)
+        __atomic_store_n(&img->header_uncertain, false, __ATOMIC_RELEASE);
+    return ret;
+}
+
 int image_set_incompatible(struct image *img, uint64_t set, uint64_t clear, struct qk_error *err)
 {
     LOCK_SCOPE(&img->header_lock);
@@ -127,7 +146,7 @@ int image_begin_writing(struct image *img, struct qk_error *err)
                           "opened read-only");
     LOCK_SCOPE(&img->header_lock);
     uint64_t autoclear = img->h.autoclear, incompatible = img->h.incompatible;
-    img->h.autoclear = 0;
+    img->h.autoclear &= AUTOCLEAR_BITMAPS | (img->g.data_file ? AUTOCLEAR_DATA_FILE_RAW : 0);
     if (img->lazy)
         img->h.incompatible |= INCOMPAT_DIRTY;
     int ret = 0;

@@ -134,7 +134,9 @@ static int load_allocator(struct image *img, struct qk_error *err)
         return ret;
     uint64_t end = img->reftable.count << img->g.refblock_bits;
     ret = freemap_new(end, refcount_load_leaf, img, &img->free, err);
-    return ret < 0 ? ret : overlap_load(img, err);
+    if (ret == 0)
+        ret = overlap_load(img, err);
+    return ret < 0 ? ret : bitmaps_open(img, err);
 }
 
 static int judge_level(const struct image *img, struct qk_error *err)
@@ -188,7 +190,9 @@ int image_open(struct qk_io *file, const struct image_options *opts, struct imag
     /* What a process before us wrote may not be stable: the first flush covers that, too. */
     img->unsynced = img->data_unsynced = opts->writable;
     init_locks(img);
-    int ret = header_io_load(img, err);
+    int ret = bitmaps_init(img, err);
+    if (ret == 0)
+        ret = header_io_load(img, err);
     if (ret == 0) {
         img->rc = refcount_ops(img->g.refcount_order);
         img->data = img->g.data_file ? opts->data : file;
@@ -200,6 +204,7 @@ int image_open(struct qk_io *file, const struct image_options *opts, struct imag
         return ret;
     }
     img->opts.secret = NULL; /* the caller's, for as long as the call */
+    img->opts.unlocked = NULL;
     *out = img;
     return 0;
 }
@@ -217,7 +222,7 @@ int image_reload(struct image *img, struct qk_error *err)
 /* ---- closing ---- */
 
 /* What flushes leave in memory: refcounts that fell, and those of a lazy image. */
-static int close_writes(struct image *img, struct qk_error *err)
+static int write_the_rest(struct image *img, struct qk_error *err)
 {
     int ret = image_writeback(img, true, err);
     if (ret == 0)
@@ -225,6 +230,14 @@ static int close_writes(struct image *img, struct qk_error *err)
     if (ret == 0 && img->lazy && __atomic_load_n(&img->writing_begun, __ATOMIC_RELAXED))
         ret = image_set_incompatible(img, 0, INCOMPAT_DIRTY, err);
     return ret;
+}
+
+/* Without its bitmaps the disk is still worth all its data. */
+static int close_writes(struct image *img, struct qk_error *err)
+{
+    int ret = bitmaps_close(img, err);
+    int rest = write_the_rest(img, ret < 0 ? NULL : err);
+    return ret < 0 ? ret : rest;
 }
 
 int image_close(struct image *img, struct qk_error *err)
@@ -240,6 +253,7 @@ void image_abandon(struct image *img)
     cache_destroy(&img->refcounts);
     freemap_free(img->free);
     overlap_destroy(img);
+    bitmaps_destroy(img);
     cluster_run_vec_free(&img->queued_frees);
     u32_vec_free(&img->reftable.dirty);
     header_extensions_free(&img->exts);

@@ -53,6 +53,7 @@ struct image_options {
                                       comes with image_set_data */
     const struct image_secret *secret; /* of an encrypted image; looked at while it is opened, and
                                           not at all with for_check or describe */
+    const struct image *unlocked;      /* the same image, open already: its key serves */
     bool discard_to_file;          /* punch holes for freed clusters (discard=unmap) */
 };
 /* Covers 1 TiB with 64 KiB clusters; taken only as slices are used. */
@@ -84,7 +85,7 @@ const char *image_backing_format(const struct image *img); /* NULL: none */
 uint64_t image_size(const struct image *img);              /* guest bytes */
 struct qk_io *image_file(const struct image *img);
 bool image_has_data_file(const struct image *img);    /* guest data is in another file */
-bool image_data_file_is_raw(const struct image *img); /* which reads as the disk does */
+bool image_data_file_is_raw(const struct image *img); /* whose bytes are the disk's */
 const struct image_options *image_options_of(const struct image *img);
 bool image_writable(const struct image *img);
 bool image_needs_repair(const struct image *img); /* dirty bit set */
@@ -175,6 +176,29 @@ int image_vm_state_readv(struct image *img, uint64_t pos, const struct iovec *io
 int image_vm_state_writev(struct image *img, uint64_t pos, const struct iovec *iov, int iovcnt,
                           struct qk_error *err);
 
+/* ---- persistent bitmaps; changes are stable on return, and atomic ---- */
+
+struct image_bitmap {
+    const char *name;          /* valid until the bitmaps of the image change */
+    uint8_t granularity_bits;  /* log2 of bytes for one bit; in image_bitmap_add 0: the default */
+    bool in_use;               /* as found: not to be trusted */
+    bool enabled;
+};
+/* 0 when the extension is stale. */
+uint32_t image_bitmap_count(const struct image *img);
+int image_bitmap_info(struct image *img, uint32_t index, struct image_bitmap *info,
+                      struct qk_error *err);
+/* -ENOENT no such bitmap, -ESTALE not to be trusted. */
+int image_bitmap_status(struct image *img, const char *name, guest_off_t off, uint64_t len,
+                        struct qk_bitmap_extent *extent, struct qk_error *err);
+int image_bitmap_add(struct image *img, const struct image_bitmap *want, struct qk_error *err);
+int image_bitmap_remove(struct image *img, const char *name, struct qk_error *err);
+int image_bitmap_clear(struct image *img, const char *name, struct qk_error *err);
+int image_bitmap_enable(struct image *img, const char *name, bool enable, struct qk_error *err);
+/* Sets in bitmap `name` what is set in bitmap `source` of `from`, which may be img. */
+int image_bitmap_merge(struct image *img, const char *name, struct image *from, const char *source,
+                       struct qk_error *err);
+
 /* ---- for check and repair (exclusive use of the image) ---- */
 
 /* Forgets every cached table and re-reads header, L1 and refcount table from the file. */
@@ -203,6 +227,9 @@ struct create_params {
     uint32_t compression_type;
     enum qk_prealloc prealloc;
     const char *backing_file, *backing_format; /* NULL: none */
+    const char *data_file; /* name of an external data file, which the caller makes; NULL: none */
+    bool data_file_raw;
+    bool data_file_stale; /* what it holds is not the disk's, and not zero */
     const struct create_encryption *encryption; /* NULL: none */
 };
 

@@ -48,6 +48,8 @@ struct codec_pool {
 
 struct crypt;
 
+struct bitmap_set; /* bitmaps.h */
+
 struct image {
     struct qk_io *file;    /* all metadata, and compressed streams */
     struct qk_io *data;    /* guest bytes: `file`, or the external data file */
@@ -80,6 +82,7 @@ struct image {
     uint64_t fresh_from;        /* clusters from here on read as zero until they are written */
     uint64_t tails[PACK_TAILS]; /* first free byte behind compressed ones; 0: none */
     struct codec_pool codecs;
+    struct bitmap_set *bitmaps;
     struct image_luks *luks; /* NULL: no LUKS, or for_check and damaged */
     struct crypt *crypt;     /* NULL: not encrypted, or open without a key */
 
@@ -98,6 +101,7 @@ struct image {
 
     bool writing_begun; /* atomic: header is prepared for writes */
     bool lazy;          /* refcounts are written at close only, dirty bit is set */
+    bool header_uncertain; /* atomic: a write of the header failed, see header_io_restore */
     bool corrupt;       /* atomic: overlap found; no more writes */
 };
 
@@ -200,8 +204,7 @@ int data_alloc(struct image *img, uint64_t guest_cluster, uint64_t want, struct 
 void data_undo(struct image *img, struct cluster_run run);
 /* The entries no longer name these bytes: an external data file may give back their space. */
 void data_discard(struct image *img, guest_off_t off, uint64_t len);
-/* Zeroes and discards are made in the data file's bytes, by data_raw_*, not in entries. */
-bool data_decides(const struct image *img);
+/* Zeroes and discards with image_data_file_is_raw: made in the file's bytes, not in entries. */
 int data_raw_zero(struct image *img, guest_off_t off, uint64_t len, unsigned flags,
                   struct qk_error *err);
 int data_raw_discard(struct image *img, guest_off_t off, uint64_t len, struct qk_error *err);
@@ -219,6 +222,7 @@ int crypt_new(const struct cipher_suite *suite, const uint8_t *key, bool by_gues
               struct crypt **out, struct qk_error *err);
 void crypt_free(struct crypt *c);
 const uint8_t *crypt_key(const struct crypt *c);
+int crypt_clone(const struct crypt *c, struct crypt **out, struct qk_error *err);
 /* With img->crypt. A write of less than whole sectors needs the clusters held exclusively. */
 int crypt_readv(struct image *img, struct data_place at, const struct iovec *iov, int iovcnt,
                 struct qk_error *err);
@@ -254,7 +258,8 @@ void codec_pool_init(struct codec_pool *pool);
 void codec_pool_destroy(struct codec_pool *pool);
 
 /* ---- writing ---- */
-/* The range lies in the disk, and the image is prepared for writes. */
+/* The range lies in the disk, the image is prepared for writes, and the bitmaps know that guest data
+ * in the range will change. The caller holds the range. */
 int image_check_writable(struct image *img, guest_off_t off, uint64_t len, struct qk_error *err);
 /* Before the first change: autoclear bits, dirty bit for lazy refcounts. */
 int image_begin_writing(struct image *img, struct qk_error *err);
@@ -297,6 +302,9 @@ int image_vm_state_forget(struct image *img, uint64_t size, struct qk_error *err
 /* ---- flush.c ---- */
 /* Writes all metadata in its order; final: also the refcounts of a lazy image. */
 int image_writeback(struct image *img, bool final, struct qk_error *err);
+/* Waits for one that runs; others wait until it is resumed. */
+void writeback_pause(struct image *img);
+void writeback_resume(struct image *img);
 
 /* ---- header_io.c ---- */
 int header_io_load(struct image *img, struct qk_error *err);
@@ -306,14 +314,17 @@ int header_io_write(struct image *img, struct qk_error *err);
 int header_io_parse_cluster(struct image *img, struct qk_error *err);
 
 /* ---- header_switch.c ---- */
-/* After a write of the header that failed, with img->h as it was before: makes that stable, so that
- * file and memory agree; when that fails too, nothing more is written. header_lock held. */
+/* After a write of the header that failed, with img->h as it was before: the file may show either,
+ * so what was before is written again. header_lock held. */
 void header_io_restore(struct image *img);
+/* When that failed, too: tries anew. Before this succeeds no metadata is written. */
+int header_io_settle(struct image *img, struct qk_error *err);
 /* What changes beyond the fixed fields. Members that are NULL stay as they are. */
 struct header_change {
     const struct header *fixed;          /* all of them, version and header_bytes included */
     const struct header_extension *exts; /* each replaces the one of its type, or is added */
     size_t ext_count;                    /* data NULL: the extension goes */
+    uint64_t autoclear_set, autoclear_clear; /* bits of that field; cleared first */
     const char *backing_name;            /* "": none */
 };
 /*
@@ -323,6 +334,27 @@ struct header_change {
  * img->h, exts, backing_name and backing_format follow.
  */
 int header_io_switch(struct image *img, const struct header_change *change, struct qk_error *err);
+
+/* ---- bitmaps.c, bitmaps_track.c, bitmaps_store.c (doc/design/bitmaps.md) ---- */
+int bitmaps_init(struct image *img, struct qk_error *err);
+void bitmaps_destroy(struct image *img);
+/* Forgets the list; for an image that is open for writing reads and judges the directory. */
+int bitmaps_open(struct image *img, struct qk_error *err);
+/* Stores what was recorded; nothing stays in use. Before the last writeback. Exclusive. */
+int bitmaps_close(struct image *img, struct qk_error *err);
+/* There is an extension that nobody may trust. */
+bool bitmaps_stale(const struct image *img);
+/* Guest data in the range is about to change (or to look different: a snapshot that is applied).
+ * The caller holds the range. The first one marks the enabled bitmaps on disk, stable on return. */
+int bitmaps_note(struct image *img, guest_off_t off, uint64_t len, struct qk_error *err);
+/* Guest data will change that nobody can note, as in a repair: enabled bitmaps are not trusted any
+ * more. Stable on return. */
+int bitmaps_distrust(struct image *img, struct qk_error *err);
+/* Around every change of the disk's size; the caller holds the whole disk. Before: all bitmaps are
+ * marked on disk, for they may then have any size; -ENOTSUP when one could not follow. After the
+ * new size is stable: they follow it, in memory; what was added is dirty. */
+int bitmaps_before_resize(struct image *img, uint64_t size, struct qk_error *err);
+int bitmaps_after_resize(struct image *img, uint64_t old_size, struct qk_error *err);
 
 /* ---- overlap.c ---- */
 /* INV-6: -EIO, and the image marked corrupt, when [off, off + len) hits metadata other than of

@@ -120,9 +120,16 @@ static const unsigned status_flags[] = {
     [CLUSTER_COMPRESSED] = QK_EXTENT_DATA | QK_EXTENT_ALLOCATED | QK_EXTENT_COMPRESSED,
 };
 
-static bool continues(const struct qk_extent *extent, const struct map_extent *next)
+/* Where encrypted bytes are is of no use: they are not the disk's. */
+static unsigned flags_of(const struct image *img, enum cluster_kind kind)
 {
-    unsigned flags = status_flags[next->kind];
+    return status_flags[kind] & ~(image_is_encrypted(img) ? (unsigned)QK_EXTENT_OFFSET : 0);
+}
+
+static bool continues(const struct image *img, const struct qk_extent *extent,
+                      const struct map_extent *next)
+{
+    unsigned flags = flags_of(img, next->kind);
     return flags == extent->flags &&
            (!(flags & QK_EXTENT_OFFSET) || next->host == extent->host_off + extent->len);
 }
@@ -139,11 +146,11 @@ static int status_held(struct image *img, guest_off_t off, uint64_t len, struct 
         .len = ext.len,
         .host_off = ext.host,
         .file = img->data ? img->data->name : NULL,
-        .flags = status_flags[ext.kind],
+        .flags = flags_of(img, ext.kind),
     };
     while (extent->len < len) {
         ret = image_map(img, guest_off(off.v + extent->len), len - extent->len, &ext, NULL);
-        if (ret < 0 || !continues(extent, &ext))
+        if (ret < 0 || !continues(img, extent, &ext))
             break;
         extent->len += ext.len;
     }

@@ -236,6 +236,19 @@ static int grow_held(struct image *img, uint64_t size, enum qk_prealloc prealloc
     return ret;
 }
 
+static int change_size_held(struct image *img, uint64_t size, enum qk_prealloc prealloc,
+                            struct qk_error *err)
+{
+    uint64_t old_size = image_size(img);
+    int ret = bitmaps_before_resize(img, size, err);
+    if (ret == 0)
+        ret = size < old_size ? image_shrink_held(img, size, err)
+                              : grow_held(img, size, prealloc, err);
+    /* Whatever has become of it, they follow the size that the disk has now. */
+    int followed = bitmaps_after_resize(img, old_size, ret < 0 ? NULL : err);
+    return ret < 0 ? ret : followed;
+}
+
 int image_resize(struct image *img, uint64_t size, enum qk_prealloc prealloc, unsigned flags,
                  struct qk_error *err)
 {
@@ -246,12 +259,12 @@ int image_resize(struct image *img, uint64_t size, enum qk_prealloc prealloc, un
         /* Its snapshots do not say how large their disks are. */
         ret = qk_fail(err, -ENOTSUP, "Can't resize a v2 image which has snapshots");
     else if (size < image_size(img) && !(flags & QK_RESIZE_SHRINK))
-        ret = qk_fail(err, -EINVAL, "the new size of %" PRIu64 " bytes is less than the disk's %" PRIu64
-                      ", and shrinking was not asked for", size, image_size(img));
-    else if (size < image_size(img))
-        ret = image_shrink_held(img, size, err);
-    else if (size > image_size(img))
-        ret = grow_held(img, size, prealloc, err);
+        ret = qk_fail(err, -EINVAL,
+                      "the new size of %" PRIu64 " bytes is less than the disk's %" PRIu64
+                      ", and shrinking was not asked for",
+                      size, image_size(img));
+    else if (size != image_size(img))
+        ret = change_size_held(img, size, prealloc, err);
     range_release(&img->ranges, &hold);
     return ret;
 }

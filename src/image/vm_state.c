@@ -114,7 +114,7 @@ int image_vm_state_writev(struct image *img, uint64_t pos, const struct iovec *i
 int image_vm_state_forget(struct image *img, uint64_t size, struct qk_error *err)
 {
     const uint64_t cluster = img->g.cluster_bytes, table_bytes = cluster << img->g.l2_bits;
-    uint64_t off = image_vm_state_off(img);
+    uint64_t off = round_up(image_size(img), cluster);
     uint64_t end = min_u64(geometry_l1_entries(&img->g, size), img->l1_count) * table_bytes;
     while (off < end) {
         struct map_extent ext;

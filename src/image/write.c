@@ -363,7 +363,8 @@ int image_check_writable(struct image *img, guest_off_t off, uint64_t len, struc
                        "the range of %" PRIu64 " bytes at %" PRIu64 " leaves the disk of %" PRIu64
                        " bytes",
                        len, off.v, image_size(img));
-    return image_begin_writing(img, err);
+    int ret = image_begin_writing(img, err);
+    return ret < 0 ? ret : bitmaps_note(img, off, len, err);
 }
 
 /* Runs fn with the clusters of the request held. */

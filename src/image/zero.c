@@ -232,7 +232,7 @@ int image_zero_held(struct image *img, guest_off_t off, uint64_t len, unsigned f
         .unmap = flags & IO_ZERO_UNMAP,
         .no_fallback = flags & IO_ZERO_NO_FALLBACK,
     };
-    if (data_decides(img))
+    if (image_data_file_is_raw(img))
         return data_raw_zero(img, off, len, flags, err);
     if (img->h.version >= 3 || !img->backing)
         return zero_range(&z, off.v, len, err);
@@ -246,7 +246,7 @@ static int discard_held(struct image *img, guest_off_t off, uint64_t len, struct
     struct zeroing z = {.img = img, .discard = true, .unmap = true};
     if (img->h.version < 3 && img->backing)
         return 0; /* unallocated would show the backing file's old bytes */
-    if (data_decides(img))
+    if (image_data_file_is_raw(img))
         return data_raw_discard(img, off, len, err);
     return zero_range(&z, off.v, len, err);
 }

@@ -35,7 +35,8 @@ static void describe_loop(const struct chain_link *link, const struct chain_link
     if (link != again)
         describe_loop(link->above, again, buf, size);
     size_t len = strlen(buf);
-    snprintf(buf + len, size - len, "'%s' -> ", link->name);
+    if (!link->is_data)
+        snprintf(buf + len, size - len, "'%s' -> ", link->name);
 }
 
 int chain_refuse_loop(const struct chain_link *link, const char *below, struct qk_error *err)
@@ -48,6 +49,9 @@ int chain_refuse_loop(const struct chain_link *link, const char *below, struct q
     for (const struct chain_link *l = link; l; l = l->above) {
         if (!next.ino || l->ino != next.ino || l->dev != next.dev)
             continue;
+        if (l->is_data)
+            return qk_fail(err, -ELOOP, "Backing file '%s' is the data file of an image above it",
+                           below);
         char text[768] = "";
         describe_loop(link, l, text, sizeof(text));
         return qk_fail(err, -ELOOP, "The backing chain is a loop: %s'%s'", text, below);
@@ -104,6 +108,7 @@ static int check_policy(enum qk_policy policy, const char *name, const char *for
 
 struct backing {
     struct open_request req;
+    struct chain_link data; /* the data file of that image */
     struct chain_link link; /* the image that names it */
 };
 
@@ -156,13 +161,22 @@ int chain_open_backing(struct node *node, struct open_request *req, struct qk_er
         (node->flags & (QK_OPEN_NO_BACKING | QK_OPEN_NO_IO | QK_OPEN_ZERO_TARGET)))
         return 0;
     struct backing b = {
-        .req = {.flags = backing_flags(node->flags), .role = ROLE_BACKING, .policy = req->policy},
+        .req = {.flags = backing_flags(node->flags),
+                .role = ROLE_BACKING,
+                .policy = req->policy,
+                .secrets = req->secrets},
         .link = {.above = req->above, .name = node->file->base_name},
     };
     if (!b.link.name)
         b.link.name = node->io.name;
     b.link.depth = req->above ? req->above->depth + 1 : 1;
     chain_identify(&b.link);
+    if (node->data) {
+        b.data = (struct chain_link){
+            .above = req->above, .name = node->data->base_name, .is_data = true};
+        chain_identify(&b.data);
+        b.link.above = &b.data;
+    }
     b.req.above = &b.link;
     int ret = options_split(&req->opts, "backing.", &b.req.opts, err);
     if (ret == 0)
@@ -188,10 +202,11 @@ static bool same_file(const char *a, const char *b)
 static bool is_named(const struct node *upper, const char *name)
 {
     const struct node *below = upper->backing;
-    if (!strcmp(name, below->shown_name) || (below->exact_name && !strcmp(name, below->exact_name)))
-        return true;
     CLEANUP_FREE char *full = NULL;
-    if (name_has_protocol(name) || chain_backing_name(upper, name, &full, NULL) < 0)
+    if (name_has_protocol(name))
+        return !strcmp(name, below->shown_name) ||
+               (below->exact_name && !strcmp(name, below->exact_name));
+    if (chain_backing_name(upper, name, &full, NULL) < 0)
         return false;
     return below->base_name && same_file(full, below->base_name);
 }

@@ -38,6 +38,12 @@ static const char *target_file(const char *name)
     return strncmp(name, "host_device:", 12) ? name_strip_file(name) : name + 12;
 }
 
+static const char *data_file_of(const struct create_plan *plan)
+{
+    const struct option *opt = options_find(&plan->opts, "data_file");
+    return opt ? name_strip_file(opt->value) : NULL;
+}
+
 /* ---- the backing file -------------------------------------------------------------------- */
 
 /* Opens the backing file, with its chain, without locks that would disturb its users. */
@@ -50,13 +56,15 @@ static int open_backing(const char *name, const struct create_plan *plan, struct
     if (!full)
         return qk_fail_nomem(err);
     struct chain_link target = {.name = target_file(name)};
+    struct chain_link data = {.above = &target, .name = data_file_of(plan), .is_data = true};
     chain_identify(&target);
+    chain_identify(&data);
     struct open_request req = {
         .name = full,
         .format = format ? format->value : NULL,
         .flags = QK_OPEN_FORCE_SHARE,
         .role = ROLE_BACKING,
-        .above = &target,
+        .above = &data,
     };
     int ret = node_open(&req, out, err);
     if (ret < 0 && err) {
@@ -93,9 +101,12 @@ static int consult_backing(const char *name, struct create_plan *plan, struct qk
 }
 
 /* By whatever name: the new image would replace its own data. */
-static int refuse_own_backing(const char *name, const char *backing, struct qk_error *err)
+static int refuse_own_backing(const struct create_plan *plan, const char *name, const char *backing,
+                              struct qk_error *err)
 {
-    struct chain_link target = {.name = target_file(name)};
+    struct chain_link data = {.name = data_file_of(plan), .is_data = true};
+    struct chain_link target = {.name = target_file(name), .above = &data};
+    chain_identify(&data);
     CLEANUP_FREE char *full = name_resolve(target.name, backing);
     if (!full)
         return qk_fail_nomem(err);
@@ -123,7 +134,7 @@ static int begin(struct create_plan *plan, const char *name, const char *format,
         return qk_fail(err, -EINVAL,
                        "Error: Trying to create an image with the same filename as "
                        "the backing file");
-    return refuse_own_backing(name, backing->value, err);
+    return refuse_own_backing(plan, name, backing->value, err);
 }
 
 static int need_size(const struct create_plan *plan, struct qk_error *err)
@@ -279,12 +290,78 @@ static int make_raw(struct qk_io *file, const struct create_params *params, stru
     return ret;
 }
 
-static int make_qcow2(struct qk_io *file, const struct create_params *params, struct qk_error *err)
+static bool same_file(const char *a, const char *b)
 {
+    struct chain_link x = {.name = a}, y = {.name = b};
+    chain_identify(&x);
+    chain_identify(&y);
+    return x.ino && x.ino == y.ino && x.dev == y.dev;
+}
+
+/* What QEMU holds of a data file: nobody else may change its length. */
+#define DATA_USED   (CREATE_USED | IO_PERM_READ)
+#define DATA_SHARED CREATE_SHARED
+
+/* An existing file loses what it holds, unless that is to be kept. Nothing has been written yet. */
+static int open_data(const struct create_plan *plan, const char *image, struct target *data,
+                     struct qk_error *err)
+{
+    struct stat st;
+    data->name = plan->params.data_file;
+    const struct node_driver *driver;
+    int ret = driver_by_protocol(data->name, &driver, err);
+    if (ret == 0 && driver != &file_driver && driver != &host_device_driver)
+        ret = qk_fail(err, -ENOTSUP, "Driver '%s' does not support image creation", driver->name);
+    if (ret == 0 && plan->keep_data_file && stat(data->name, &st) < 0)
+        ret = qk_fail_errno(err, -errno, "Could not open '%s'", data->name);
+    if (ret == 0 && same_file(data->name, image))
+        ret = qk_fail(err, -EINVAL, "'%s' cannot hold an image and be its data file", image);
+    if (ret == 0)
+        ret = open_target(data, err);
+    return ret == 0 ? io_set_perm(data->file, DATA_USED, DATA_SHARED, err) : ret;
+}
+
+/* As long as the disk at least. */
+static int extend_kept(struct qk_io *file, uint64_t size, struct qk_error *err)
+{
+    uint64_t length;
+    int ret = io_size(file, &length, err);
+    if (ret < 0 || length >= size)
+        return ret;
+    return file->can_grow ? io_resize(file, size, QK_PREALLOC_OFF, err)
+                          : qk_fail(err, -ENOSPC, "Cannot grow device files");
+}
+
+/* It is stable before an image names it. */
+static int fill_data(const struct create_plan *plan, struct target *data, bool *stale,
+                     struct qk_error *err)
+{
+    struct create_params params = plan->params;
+    bool reserve = params.prealloc > QK_PREALLOC_METADATA;
+    params.prealloc = reserve ? params.prealloc : QK_PREALLOC_OFF;
+    int ret = plan->keep_data_file ? extend_kept(data->file, params.size_bytes, err)
+                                   : make_raw(data->file, &params, err);
+    if (ret == 0 && reserve && !data->file->can_grow)
+        ret = io_zero_or_write(data->file, 0, params.size_bytes, 0, err);
+    *stale = !plan->keep_data_file && !reserve && !data->file->can_grow;
+    return ret < 0 ? ret : io_flush(data->file, err);
+}
+
+static int make_qcow2(const struct create_plan *plan, const struct target *image,
+                      struct qk_error *err)
+{
+    struct create_params params = plan->params;
+    struct target data = {0};
     /* from here on as a writer of the format, who excludes readers too */
-    int ret =
-        io_set_perm(file, CREATE_USED | IO_PERM_READ, IO_PERM_READ | IO_PERM_WRITE_UNCHANGED, err);
-    return ret < 0 ? ret : image_create(file, params, err);
+    int ret = io_set_perm(image->file, CREATE_USED | IO_PERM_READ,
+                          IO_PERM_READ | IO_PERM_WRITE_UNCHANGED, err);
+    if (ret == 0 && params.data_file)
+        ret = open_data(plan, image->name, &data, err);
+    if (ret == 0 && params.data_file)
+        ret = fill_data(plan, &data, &params.data_file_stale, err);
+    if (ret == 0)
+        ret = image_create(image->file, &params, err);
+    return data.file ? close_target(&data, ret, err) : ret;
 }
 
 static int make_image(const struct create_plan *plan, const char *name, struct qk_error *err)
@@ -295,17 +372,21 @@ static int make_image(const struct create_plan *plan, const char *name, struct q
         return ret;
     tune_file(plan, t.name);
     if (!strcmp(plan->format->name, "qcow2"))
-        ret = make_qcow2(t.file, &plan->params, err);
+        ret = make_qcow2(plan, &t, err);
     else
         ret = make_raw(t.file, &plan->params, err);
     return close_target(&t, ret, err);
 }
 
-int qk_create(const char *name, const char *format, const char *const *options,
-              struct qk_error *err)
+int qk_create_with(const char *name, const char *format, const char *const *options,
+                   const struct qk_create_context *context, struct qk_error *err)
 {
+    struct qk_create_context c = QK_CREATE_CONTEXT_INIT;
+    if (context)
+        memcpy(&c, context, (size_t)min_u64(context->struct_size, sizeof(c)));
     CREATE_PLAN_CLEANUP struct create_plan plan;
     int ret = begin(&plan, name, format, options, err);
+    plan.secrets = c.secrets;
     if (ret == 0 && !plan.has_size && options_find(&plan.opts, "backing_file"))
         ret = consult_backing(name, &plan, err);
     if (ret == 0)
@@ -313,4 +394,10 @@ int qk_create(const char *name, const char *format, const char *const *options,
     if (ret == 0)
         ret = create_plan_judge(&plan, err);
     return ret == 0 ? make_image(&plan, name, err) : ret;
+}
+
+int qk_create(const char *name, const char *format, const char *const *options,
+              struct qk_error *err)
+{
+    return qk_create_with(name, format, options, NULL, err);
 }

@@ -21,8 +21,11 @@ struct create_plan {
     const struct create_format *format;
     struct options opts;         /* checked, sizes in bytes; keys as given */
     struct create_params params; /* size_bytes 0 unless has_size; raw: only size and prealloc */
-    bool has_size, nocow;
+    bool has_size, nocow, keep_data_file;
     uint64_t extent_size_hint;
+    const struct qk_secrets *secrets; /* the caller's; NULL: none */
+    struct create_encryption encryption;
+    struct image_secret secret; /* of it */
 };
 
 /* Fails with qemu-img's text for a format that cannot be created. */
@@ -34,6 +37,8 @@ int create_plan_parse(struct create_plan *plan, const char *format, const char *
                       struct qk_error *err);
 /* The meaning of the values: the rest of the plan. Refuses what this version cannot make. */
 int create_plan_judge(struct create_plan *plan, struct qk_error *err);
+/* What encrypt.* say; a part of it. Strings point into opts, so the plan must stay in its place. */
+int create_judge_encryption(struct create_plan *plan, struct qk_error *err);
 void create_plan_free(struct create_plan *plan);
 #define CREATE_PLAN_CLEANUP __attribute__((cleanup(create_plan_free)))
 

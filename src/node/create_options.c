@@ -6,6 +6,7 @@
 #include "base/cleanup.h"
 #include "node/create.h"
 #include "node/driver.h"
+#include "node/name.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -41,6 +42,9 @@ static const struct qk_option_desc qcow2_options[] = {
     {"backing_fmt", TEXT, "Image format of the base image", NULL, true},
     {"data_file", TEXT, "File name of an external data file", NULL, true},
     {"data_file_raw", SWITCH, "The external data file must stay valid as a raw image", NULL, true},
+    {"keep_data_file", SWITCH, "Use an external data file that exists, with what is in it", NULL,
+     false},
+    {"data_file_keep", SWITCH, "Another name of keep_data_file", NULL, false},
     {"lazy_refcounts", SWITCH, "Postpone refcount updates", NULL, true},
     {"refcount_bits", NUMBER, "Width of a reference count entry in bits", NULL, true},
 };
@@ -253,36 +257,6 @@ static int judge_raw(struct create_plan *plan, struct qk_error *err)
     return 0;
 }
 
-/* Options whose features this version does not make. What contradicts itself is refused first,
- * with QEMU's reason. */
-static int refuse_unsupported(const struct create_plan *plan, struct qk_error *err)
-{
-    const struct options *opts = &plan->opts;
-    const char *format = text_of(opts, "encrypt.format");
-    if (format && strcmp(format, "aes") && strcmp(format, "luks"))
-        return qk_fail(err, -EINVAL, "Parameter 'format' does not accept value '%s'", format);
-    if (!format && !is_on(opts, "encryption") && options_has_prefix(opts, "encrypt."))
-        return qk_fail(err, -EINVAL, "Parameter 'encrypt.format' is missing");
-    if (is_on(opts, "data_file_raw") && !text_of(opts, "data_file"))
-        return qk_fail(err, -EINVAL, "data-file-raw requires data-file");
-    if (plan->params.version == 2 && text_of(opts, "data_file"))
-        return qk_fail(err, -EINVAL,
-                       "External data files are only supported with compatibility "
-                       "level 1.1 and above (use version=v3 or greater)");
-    const struct {
-        bool wanted;
-        const char *what;
-    } features[] = {
-        {format || is_on(opts, "encryption"), "Encryption"},
-        {text_of(opts, "data_file"), "An external data file (data_file)"},
-    };
-    for (size_t i = 0; i < ARRAY_SIZE(features); i++) {
-        if (features[i].wanted)
-            return qk_fail(err, -ENOTSUP, "%s is not supported by this version", features[i].what);
-    }
-    return 0;
-}
-
 static int judge_backing(struct create_plan *plan, struct qk_error *err)
 {
     struct create_params *p = &plan->params;
@@ -298,6 +272,33 @@ static int judge_backing(struct create_plan *plan, struct qk_error *err)
                        QCOW2_MAX_BACKING_NAME);
     if (p->backing_file && !p->backing_format)
         return qk_fail(err, -EINVAL, "Backing file specified without backing format");
+    return 0;
+}
+
+/* Keeping a data file makes sense only when what is in it becomes the disk's, or may. */
+static int judge_data_file(struct create_plan *plan, struct qk_error *err)
+{
+    struct create_params *p = &plan->params;
+    const char *name = text_of(&plan->opts, "data_file");
+    plan->keep_data_file =
+        is_on(&plan->opts, "keep_data_file") || is_on(&plan->opts, "data_file_keep");
+    p->data_file = name ? name_strip_file(name) : NULL;
+    p->data_file_raw = is_on(&plan->opts, "data_file_raw");
+    const struct {
+        bool wrong;
+        const char *text;
+    } rules[] = {
+        {plan->keep_data_file && !name, "keep_data_file requires data_file"},
+        {plan->keep_data_file && p->prealloc > QK_PREALLOC_METADATA,
+         "keep_data_file and preallocation of data cannot be used at the same time: it would "
+         "overwrite what is to be kept"},
+        {plan->keep_data_file && p->prealloc == QK_PREALLOC_OFF && !p->data_file_raw,
+         "keep_data_file needs data_file_raw or preallocation=metadata: nothing would show what is "
+         "kept"},
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(rules); i++)
+        if (rules[i].wrong)
+            return qk_fail(err, -EINVAL, "%s", rules[i].text);
     return 0;
 }
 
@@ -327,13 +328,18 @@ static int judge_qcow2(struct create_plan *plan, struct qk_error *err)
     p->refcount_order = log2_or(number_of(opts, "refcount_bits", 16), UINT32_MAX);
     p->lazy_refcounts = is_on(opts, "lazy_refcounts");
     p->extended_l2 = is_on(opts, "extended_l2");
+    ret = judge_data_file(plan, err);
+    if (ret == 0)
+        ret = create_judge_encryption(plan, err);
+    if (ret < 0)
+        return ret;
     uint64_t unused;
     ret = image_measure(p, 0, &unused, err); /* judges the parameters among themselves */
     if (ret == -EFBIG)
         ret = qk_fail(err, -EFBIG,
                       "The image size is too large for file format 'qcow2' (try using "
                       "a larger cluster size)");
-    return ret < 0 ? ret : refuse_unsupported(plan, err);
+    return ret;
 }
 
 int create_plan_judge(struct create_plan *plan, struct qk_error *err)

@@ -42,6 +42,7 @@ struct node {
     struct qk_disk handle;
     const struct node_driver *driver;
     struct node *file;     /* child that holds the bytes, NULL: none */
+    struct node *data;     /* qcow2: external data file, NULL: none */
     struct node *backing;  /* NULL: none */
     struct node *blank;    /* qcow2: stands in for a backing file that is left closed */
     struct qk_io *store;   /* protocols: the store that is wrapped */
@@ -66,7 +67,6 @@ struct node {
     char *backing_full;        /* backing file name as resolved, NULL: none */
     char *data_file;           /* external data file's name, made by qk_disk_info */
     struct snapshot_list *snapshots; /* read on first demand */
-    struct bitmap_list *bitmaps;     /* read on first demand */
 };
 
 enum node_role { ROLE_DISK, ROLE_FILE, ROLE_BACKING };
@@ -77,6 +77,7 @@ struct chain_link {
     const char *name;
     uint64_t dev, ino; /* ino 0: not known */
     unsigned depth;
+    bool is_data; /* the external data file of an image above */
 };
 
 /* What is to be opened. Strings are borrowed, opts belongs to the request. */
@@ -86,6 +87,7 @@ struct open_request {
     unsigned flags;     /* QK_OPEN_* */
     enum node_role role;
     enum qk_policy policy;
+    const struct qk_secrets *secrets; /* NULL: none */
     const struct chain_link *above;
     struct options opts;
 };
@@ -123,8 +125,8 @@ int chain_refuse_loop(const struct chain_link *link, const char *below, struct q
 int chain_backing_name(const struct node *node, const char *name, char **full,
                        struct qk_error *err);
 
-/* The layer below `top` that `name` means, relative to the layer that names it, or as shown. NULL:
- * there is none. */
+/* The layer below `top` that `name` means: a file name is relative to the layer above it, others are
+ * as that layer is shown. NULL: there is none. */
 struct node *chain_find_layer(struct node *top, const char *name);
 /* -ELOOP when the chain that begins at file `name` has the file of `node` in it. What cannot be
  * opened ends the search. */

@@ -168,6 +168,7 @@ static int open_file_child(struct opening *o, struct qk_error *err)
         .flags = req->flags & ~(unsigned)(QK_OPEN_COPY_ON_READ | QK_OPEN_SNAPSHOT),
         .role = ROLE_FILE,
         .policy = req->policy,
+        .secrets = req->secrets,
         .above = req->above,
     };
     struct option *reference = options_find(&req->opts, "file");
@@ -400,6 +401,7 @@ int node_close(struct node *node, struct qk_error *err)
         ret = node->driver->release(node, err);
     note(&ret, io_close(node->store, ret < 0 ? NULL : err));
     note(&ret, node_close(node->file, ret < 0 ? NULL : err));
+    note(&ret, node_close(node->data, ret < 0 ? NULL : err));
     note(&ret, node_close(node->backing, ret < 0 ? NULL : err));
     note(&ret, node_close(node->blank, ret < 0 ? NULL : err));
     pthread_mutex_destroy(&node->guard);

@@ -6,7 +6,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "check/check.h"
-#include "node/bitmaps.h"
+#include "node/data_file.h"
 #include "node/driver.h"
 #include "node/qcow2_options.h"
 #include "node/snapshots.h"
@@ -72,7 +72,7 @@ static int open_image(struct node *node, const struct image_options *opts, struc
  * the real one: zeroes that were written have to hide it later. So the image gets something below
  * that reads as zero, and does not take its unallocated clusters for zeroes that need no entry.
  */
-static int stand_in(struct node *node, struct qk_error *err)
+int qcow2_stand_in(struct node *node, struct qk_error *err)
 {
     struct open_request req = {.format = "null-co", .role = ROLE_FILE};
     char size[24];
@@ -94,18 +94,25 @@ static int qcow2_open(struct node *node, struct open_request *req, struct qk_err
         .for_check = node->flags & QK_OPEN_CHECK,
         .describe = node_only_described(node),
     };
+    struct qcow2_encryption encryption;
+    qcow2_take_encryption(req, &encryption);
+    opts.secret = &encryption.secret;
     int ret = qcow2_take_options(node, &req->opts, &opts, err);
     if (ret == 0)
         ret = open_image(node, &opts, err);
+    if (ret == 0)
+        ret = qcow2_judge_encryption(node, &encryption, err);
     if (ret < 0)
         return ret;
     node->io.name = node->file->io.name;
     node->io.can_grow = false;
-    ret = chain_open_backing(node, req, err);
+    ret = data_file_open(node, req, err);
+    if (ret == 0)
+        ret = chain_open_backing(node, req, err);
     if (ret == 0 && node->backing)
         image_set_backing(node->image, &node->backing->io);
     else if (ret == 0 && opts.writable && image_backing_name(node->image))
-        ret = stand_in(node, err);
+        ret = qcow2_stand_in(node, err);
     return ret;
 }
 
@@ -115,24 +122,30 @@ int qcow2_make_writable(struct node *node, struct qk_error *err)
     opts.writable = true;
     opts.discard_to_file = node->discard == DISCARD_UNMAP;
     struct image *reader = TAKE(node->image);
-    int ret = open_image(node, &opts, err);
+    opts.unlocked = reader;
+    int ret = data_file_set_writable(node, true, err);
+    if (ret == 0)
+        ret = open_image(node, &opts, err);
+    if (ret == 0 && node->data)
+        image_set_data(node->image, &node->data->io);
     if (ret == 0 && node->backing)
         image_set_backing(node->image, &node->backing->io);
     else if (ret == 0 && image_backing_name(node->image))
-        ret = stand_in(node, err);
+        ret = qcow2_stand_in(node, err);
     if (ret < 0 && node->image)
         image_abandon(node->image);
-    if (ret < 0)
+    if (ret < 0) {
+        data_file_set_writable(node, false, NULL);
         node->image = reader;
-    else
+    } else {
         image_abandon(reader);
+    }
     return ret;
 }
 
 static int qcow2_release(struct node *node, struct qk_error *err)
 {
     snapshots_free(node->snapshots);
-    bitmaps_free(node->bitmaps);
     struct image *img = TAKE(node->image);
     if (!img)
         return 0;

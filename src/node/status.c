@@ -22,7 +22,7 @@ int node_own_status(struct node *node, uint64_t off, uint64_t len, unsigned flag
     if (ret < 0)
         return ret;
     if (extent->flags & QK_EXTENT_OFFSET)
-        extent->file = node->file->shown_name;
+        extent->file = (node->data ? node->data : node->file)->shown_name;
     return 0;
 }
 
@@ -72,16 +72,24 @@ static bool file_is_sparse(struct node *node)
     return sparse;
 }
 
+/* The holes of a raw data file are the disk's zeroes; those of another one are never looked at, as
+ * in QEMU. */
+static bool holes_count(struct node *node)
+{
+    return node->data ? image_data_file_is_raw(node->image) : file_is_sparse(node);
+}
+
 /* A hole in the file below is zero, whatever the layer says of the data that it keeps there. */
 static int look_for_hole(struct node *node, struct qk_extent *extent, unsigned flags,
                          struct qk_error *err)
 {
     const unsigned data = QK_EXTENT_DATA | QK_EXTENT_OFFSET;
     if (!node->image || (flags & QK_STATUS_FAST) || (extent->flags & data) != data ||
-        (extent->flags & (QK_EXTENT_ZERO | QK_EXTENT_COMPRESSED)) || !file_is_sparse(node))
+        (extent->flags & (QK_EXTENT_ZERO | QK_EXTENT_COMPRESSED)) || !holes_count(node))
         return 0;
     struct qk_extent below;
-    int ret = io_status(&node->file->io, extent->host_off, extent->len, 0, &below, err);
+    struct node *store = node->data ? node->data : node->file;
+    int ret = io_status(&store->io, extent->host_off, extent->len, 0, &below, err);
     if (ret < 0)
         return ret;
     extent->len = min_u64(extent->len, below.len);
