@@ -67,6 +67,29 @@ QK_API int qk_parse_size(const char *text, char unit, uint64_t *bytes);
 #define QK_SIZE_TEXT_MAX 32
 QK_API char *qk_format_size(uint64_t bytes, char buf[QK_SIZE_TEXT_MAX]);
 
+/* ---- secrets ----------------------------------------------------------------------------- */
+
+/*
+ * Keys and passphrases by name. What is added is kept in memory that qk_secrets_free wipes, appears
+ * in no error, and is looked at only while a call runs that is given the set.
+ */
+struct qk_secrets;
+
+/* An empty set; release with qk_secrets_free. -ENOMEM. MT-safe. */
+QK_API int qk_secrets_new(struct qk_secrets **out, struct qk_error *err);
+/* Wipes and releases; NULL is allowed. Exclusive. */
+QK_API void qk_secrets_free(struct qk_secrets *secrets);
+/* Adds a copy of len bytes. -EEXIST: there is one of that name. Exclusive. */
+QK_API int qk_secrets_add(struct qk_secrets *secrets, const char *id, const void *data, size_t len,
+                          struct qk_error *err);
+/*
+ * Adds what QEMU's object "secret" describes, a NULL-terminated list of "key=value": id; data or
+ * file; format=raw (default) or base64; keyid and iv when the content is encrypted (AES-256-CBC, iv
+ * in base64) with the secret keyid of the set. -EINVAL, -EEXIST, errors of reading. Exclusive.
+ */
+QK_API int qk_secrets_define(struct qk_secrets *secrets, const char *const *definition,
+                             struct qk_error *err);
+
 /* ---- opening ----------------------------------------------------------------------------- */
 
 /* A disk as a guest sees it: an image of any format with the chain of backing files below it. */
@@ -104,6 +127,8 @@ struct qk_open_options {
     const char *const *options; /* NULL-terminated "key=value", dotted keys as in --image-opts:
                                    "l2-cache-size=4M", "file.locking=off"; NULL: none */
     const char *snapshot;       /* id or name of an internal snapshot to show read-only; or NULL */
+    const struct qk_secrets *secrets; /* that options name ("encrypt.key-secret=ID"), for as long as
+                                         the call; or NULL */
 };
 #define QK_OPEN_OPTIONS_INIT                                                                       \
     {                                                                                              \
@@ -242,6 +267,19 @@ QK_API const struct qk_option_desc *qk_create_options(const char *format, size_t
 QK_API int qk_create(const char *name, const char *format, const char *const *options,
                      struct qk_error *err);
 
+/* What a creation may need beside options. */
+struct qk_create_context {
+    size_t struct_size;
+    const struct qk_secrets *secrets; /* for encrypt.key-secret; or NULL */
+};
+#define QK_CREATE_CONTEXT_INIT                                                                     \
+    {                                                                                              \
+        .struct_size = sizeof(struct qk_create_context)                                            \
+    }
+/* qk_create with a context, which may be NULL. */
+QK_API int qk_create_with(const char *name, const char *format, const char *const *options,
+                          const struct qk_create_context *context, struct qk_error *err);
+
 /*
  * What qemu-img does before it says "Formatting ...": checks how each value is written, opens the
  * backing file for its size (QK_CREATE_UNCHECKED_BACKING: leaves it alone), fills in the defaults
@@ -303,6 +341,28 @@ QK_API int qk_disk_info(struct qk_disk *disk, struct qk_info *info, struct qk_er
 /* The layer below, NULL at the bottom. Belongs to `disk`: do not close it. MT-safe. */
 QK_API struct qk_disk *qk_disk_backing(struct qk_disk *disk);
 
+/* How a disk is encrypted. Strings belong to the disk; those that do not apply are NULL. */
+struct qk_encryption_info {
+    size_t struct_size;
+    const char *format; /* "luks"; "aes": nothing else is known */
+    const char *cipher_alg, *cipher_mode, *ivgen_alg, *ivgen_hash_alg, *hash_alg, *uuid;
+    uint64_t payload_offset;
+    uint32_t master_key_iterations;
+    unsigned slot_count;
+    struct qk_key_slot {
+        bool active;
+        uint32_t iterations, stripes;
+        uint64_t key_offset;
+    } slots[8];
+};
+#define QK_ENCRYPTION_INFO_INIT                                                                    \
+    {                                                                                              \
+        .struct_size = sizeof(struct qk_encryption_info)                                           \
+    }
+/* Needs no secret (QK_OPEN_NO_IO). -ENOTSUP: not encrypted. MT-safe. */
+QK_API int qk_disk_encryption(struct qk_disk *disk, struct qk_encryption_info *info,
+                              struct qk_error *err);
+
 /* One internal snapshot (section "Snapshots"). Strings belong to the disk. */
 struct qk_snapshot_info {
     size_t struct_size;
@@ -334,6 +394,45 @@ struct qk_bitmap_info {
  * directory. MT-safe. */
 QK_API int qk_disk_bitmap(struct qk_disk *disk, uint32_t index, struct qk_bitmap_info *info,
                           struct qk_error *err);
+
+/* A guest range whose bits in a bitmap are alike. */
+struct qk_bitmap_extent {
+    uint64_t off, len; /* bytes, len > 0; borders inside the disk are those of whole bits */
+    bool dirty;        /* written to while the bitmap was enabled */
+};
+/*
+ * The longest range from off on, at most len bytes, that is dirty or clean as a whole in bitmap
+ * `name`. What is written meanwhile may be there or not. Reads no guest data.
+ * -ENOENT no such bitmap; -ESTALE it was in use and is not to be trusted; -EINVAL off is not inside
+ * the disk, or the bitmap is damaged; -EIO. MT-safe. (Format, "Bitmaps".)
+ */
+QK_API int qk_disk_bitmap_status(struct qk_disk *disk, const char *name, uint64_t off, uint64_t len,
+                                 struct qk_bitmap_extent *extent, struct qk_error *err);
+
+/*
+ * Changes of the persistent bitmaps of a qcow2 image of version 3, opened for writing. Each waits
+ * for the requests that run, is atomic, and is stable when it returns 0; a failed one has changed
+ * nothing (a merge may have made ranges dirty in memory). All are MT-safe. Common errors: -ENOENT
+ * no such bitmap; -ESTALE it was in use and can only be removed; -ENOTSUP the format, or the
+ * version of the image, has no bitmaps; -EROFS, -ENOSPC, -EIO.
+ */
+enum qk_bitmap_flag { QK_BITMAP_DISABLED = 1u << 0 }; /* does not record writes */
+/* Adds an empty bitmap. name: 1 to 1023 bytes. granularity: a power of two from 512 to 2 GiB, 0 for
+ * the cluster size within 4 KiB and 64 KiB. -EEXIST, -EINVAL; -EFBIG: over 512 MiB of bits, or more
+ * than 65535 bitmaps. */
+QK_API int qk_disk_bitmap_add(struct qk_disk *disk, const char *name, uint64_t granularity,
+                              unsigned flags, struct qk_error *err);
+/* Removes it, also one that is not to be trusted. */
+QK_API int qk_disk_bitmap_remove(struct qk_disk *disk, const char *name, struct qk_error *err);
+/* Makes all ranges clean. */
+QK_API int qk_disk_bitmap_clear(struct qk_disk *disk, const char *name, struct qk_error *err);
+/* Writes from now on are recorded, or not. */
+QK_API int qk_disk_bitmap_enable(struct qk_disk *disk, const char *name, struct qk_error *err);
+QK_API int qk_disk_bitmap_disable(struct qk_disk *disk, const char *name, struct qk_error *err);
+/* Makes dirty in bitmap `name` of disk what is dirty in bitmap `source_name` of `source`, which may
+ * be the same disk, or another one of the same size. Granularities may differ. -EINVAL: sizes do. */
+QK_API int qk_disk_bitmap_merge(struct qk_disk *disk, const char *name, struct qk_disk *source,
+                                const char *source_name, struct qk_error *err);
 
 /* ---- breakpoints ------------------------------------------------------------------------- */
 

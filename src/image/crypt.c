@@ -114,6 +114,11 @@ const uint8_t *crypt_key(const struct crypt *c)
     return c->key;
 }
 
+int crypt_clone(const struct crypt *c, struct crypt **out, struct qk_error *err)
+{
+    return crypt_new(&c->suite, c->key, c->by_guest, out, err);
+}
+
 /* ---- sectors ---- */
 
 /* A request, and where its first byte is; piece by piece through a worker. */

@@ -97,6 +97,8 @@ int crypt_open(struct image *img, struct qk_error *err)
     if (ret < 0 || !image_is_encrypted(img) || img->crypt || img->opts.for_check ||
         img->opts.describe)
         return ret;
+    if (img->opts.unlocked && img->opts.unlocked->crypt)
+        return crypt_clone(img->opts.unlocked->crypt, &img->crypt, err);
     return img->luks ? unlock_luks(img, err) : unlock_aes(img, err);
 }
 

@@ -19,7 +19,6 @@ static const char *missing_feature(const struct image *img)
         bool used;
         const char *name;
     } features[] = {
-        {img->opts.writable && h->autoclear & AUTOCLEAR_BITMAPS, "writing with persistent bitmaps"},
     };
     for (size_t i = 0; i < ARRAY_SIZE(features); i++)
         if (features[i].used)

@@ -139,6 +139,9 @@ int alloc_reserve(struct image *img, uint64_t count, struct cluster_run *run, st
 int alloc_reserve_some(struct image *img, uint64_t want, struct cluster_run *run,
                        struct qk_error *err);
 void alloc_unreserve(struct image *img, struct cluster_run run);
+/* The lowest free clusters, at least one and at most `want` in one run; marked as by reserve. */
+int alloc_reserve_lowest(struct image *img, uint64_t want, struct cluster_run *run,
+                         struct qk_error *err);
 /* The clusters get content: what is behind them may be fresh still, they are not. */
 void alloc_note_used(struct image *img, struct cluster_run run);
 /* A hole in the file where free clusters are, when that is wanted. */

@@ -46,6 +46,7 @@ int qk_disk_open(const char *name, const struct qk_open_options *opts, struct qk
         return ret;
     struct open_request req = {
         .name = name, .format = o.format, .flags = o.flags, .role = ROLE_DISK, .policy = o.policy};
+    req.secrets = o.secrets;
     if (o.flags & QK_OPEN_SNAPSHOT)
         req.flags &= ~(unsigned)(QK_OPEN_RDWR | QK_OPEN_COPY_ON_READ);
     ret = options_add_list(&req.opts, o.options, err);

@@ -5,7 +5,6 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "node/bitmaps.h"
 #include "node/driver.h"
 #include "node/snapshots.h"
 
@@ -72,7 +71,7 @@ static void fill_qcow2(struct node *node, struct qk_info *info)
     if (info->backing_file)
         info->backing_full = backing_full(node, info->backing_file);
     info->snapshot_count = h->snapshot_count;
-    info->bitmap_count = bitmaps_count(node->image);
+    info->bitmap_count = image_bitmap_count(node->image);
     info->vm_state_off = image_vm_state_off(node->image);
     info->qcow2 = (struct qk_info_qcow2){
         .version = h->version,
@@ -99,6 +98,49 @@ int qk_disk_info(struct qk_disk *disk, struct qk_info *info, struct qk_error *er
     fill_common(disk->node, &full);
     if (disk->node->image)
         fill_qcow2(disk->node, &full);
+    full.struct_size = size;
+    memcpy(info, &full, (size_t)min_u64(size, sizeof(full)));
+    return 0;
+}
+
+/* ---- encryption -------------------------------------------------------------------------- */
+
+static void fill_luks(const struct image_luks *l, struct qk_encryption_info *info)
+{
+    const struct cipher_suite *s = &l->suite;
+    info->format = "luks";
+    info->cipher_alg = s->cipher->name;
+    info->cipher_mode = cipher_mode_name(s->mode);
+    info->ivgen_alg = cipher_ivgen_name(s->ivgen);
+    info->ivgen_hash_alg = s->ivgen == IVGEN_ESSIV ? s->ivgen_hash->name : NULL;
+    info->hash_alg = l->hash->name;
+    info->uuid = l->header.uuid;
+    info->payload_offset = (uint64_t)l->header.payload_sector * LUKS_SECTOR_BYTES;
+    info->master_key_iterations = l->header.iterations;
+    info->slot_count = LUKS_SLOTS;
+    for (unsigned i = 0; i < LUKS_SLOTS; i++)
+        info->slots[i] = (struct qk_key_slot){
+            .active = l->header.slots[i].active,
+            .iterations = l->header.slots[i].iterations,
+            .stripes = l->header.slots[i].stripes,
+            .key_offset = (uint64_t)l->header.slots[i].first_sector * LUKS_SECTOR_BYTES,
+        };
+}
+
+int qk_disk_encryption(struct qk_disk *disk, struct qk_encryption_info *info, struct qk_error *err)
+{
+    const struct image *img = disk->node->image;
+    struct qk_encryption_info full = QK_ENCRYPTION_INFO_INIT;
+    size_t size = info->struct_size;
+    if (size < sizeof(size))
+        return qk_fail(err, -EINVAL, "struct_size of the information is not set");
+    if (!img || image_header(img)->crypt_method == CRYPT_NONE)
+        return qk_fail(err, -ENOTSUP, "The disk is not encrypted");
+    full.format = "aes";
+    if (image_luks(img))
+        fill_luks(image_luks(img), &full);
+    else if (image_header(img)->crypt_method == CRYPT_LUKS)
+        return qk_fail(err, -EINVAL, "The encryption header is damaged");
     full.struct_size = size;
     memcpy(info, &full, (size_t)min_u64(size, sizeof(full)));
     return 0;

@@ -4,6 +4,7 @@
  */
 #include "node/qcow2_options.h"
 #include "base/checked.h"
+#include "node/secrets.h"
 
 #include <inttypes.h>
 #include <limits.h>
@@ -139,11 +140,27 @@ static int set_caches(const struct cache_sizes *c, struct image_options *out, st
     return 0;
 }
 
-/* encrypt.format and its secret: an encrypted image is refused by name later on. */
-static void take_encryption(struct options *opts)
+void qcow2_take_encryption(struct open_request *req, struct qcow2_encryption *out)
 {
-    options_take(opts, "encrypt.format");
-    options_take(opts, "encrypt.key-secret");
+    const char *id = options_take(&req->opts, "encrypt.key-secret");
+    out->format = options_take(&req->opts, "encrypt.format");
+    out->secret = id ? secrets_find(req->secrets, id) : (struct image_secret){0};
+}
+
+int qcow2_judge_encryption(const struct node *node, const struct qcow2_encryption *wish,
+                           struct qk_error *err)
+{
+    static const char *const formats[] = {[CRYPT_AES] = "aes", [CRYPT_LUKS] = "luks"};
+    uint32_t method = image_header(node->image)->crypt_method;
+    if (!wish->format || (method && !strcmp(formats[method], wish->format)))
+        return 0;
+    if (!method)
+        return qk_fail(err, -EINVAL,
+                       "No encryption in image header, but options specified format '%s'",
+                       wish->format);
+    return qk_fail(err, -EINVAL,
+                   "Header reported '%s' encryption format but options specify '%s'",
+                   formats[method], wish->format);
 }
 
 int qcow2_take_options(struct node *node, struct options *opts, struct image_options *out,
@@ -160,7 +177,6 @@ int qcow2_take_options(struct node *node, struct options *opts, struct image_opt
         ret = take_overlap(opts, &out->overlap, err);
     if (ret == 0)
         ret = set_caches(&t.cache, out, err);
-    take_encryption(opts);
     out->lazy_refcounts = has_lazy ? t.lazy_refcounts : -1;
     out->discard_to_file = t.pass_request;
     out->compression_level = (int)min_u64(t.compression_level, INT_MAX);
