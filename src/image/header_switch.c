@@ -185,6 +185,7 @@ static int prepare(struct switching *s, const struct header_change *change, stru
 {
     struct image *img = s->img;
     s->h = change->fixed ? *change->fixed : img->h;
+    s->h.autoclear = (s->h.autoclear & ~change->autoclear_clear) | change->autoclear_set;
     const char *name = change->backing_name ? change->backing_name : img->backing_name;
     s->backing_name = name && *name ? name : NULL;
     s->cluster = aligned_alloc(4096, round_up(img->g.cluster_bytes, 4096));

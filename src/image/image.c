@@ -10,28 +10,8 @@
 /* L2 slices that wait for a writeback; again as much for the copies that it writes. */
 #define DIRTY_MAX_BYTES (8u << 20)
 
-/* ---- what this version cannot do yet ---- */
-
-static const char *missing_feature(const struct image *img)
-{
-    const struct header *h = &img->h;
-    const struct {
-        bool used;
-        const char *name;
-    } features[] = {
-    };
-    for (size_t i = 0; i < ARRAY_SIZE(features); i++)
-        if (features[i].used)
-            return features[i].name;
-    return NULL;
-}
-
 static int judge_features(const struct image *img, struct qk_error *err)
 {
-    const char *missing = missing_feature(img);
-    if (missing && !img->opts.for_check && !img->opts.describe)
-        return qk_fail_at(err, -ENOTSUP, WHERE(img->file->name, "header", 72),
-                          "the image uses a feature that this version does not have: %s", missing);
     if (img->opts.writable && !img->opts.for_check && img->h.incompatible & INCOMPAT_CORRUPT)
         return qk_fail(err, -EACCES, "qcow2: Image is corrupt; cannot be opened read/write");
     return 0;

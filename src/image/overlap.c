@@ -98,6 +98,7 @@ static const struct {
     {OVERLAP_ACTIVE_L2, "active L2 table"},     {OVERLAP_REFCOUNT_BLOCK, "refcount block"},
     {OVERLAP_REFCOUNT_TABLE, "refcount table"}, {OVERLAP_SNAPSHOT_TABLE, "snapshot table"},
     {OVERLAP_INACTIVE_L1, "inactive L1 table"}, {OVERLAP_INACTIVE_L2, "inactive L2 table"},
+    {OVERLAP_BITMAP_DIRECTORY, "bitmap directory"},
 };
 
 static const char *kind_name(unsigned kind)
@@ -154,7 +155,8 @@ int overlap_check(struct image *img, unsigned own, uint64_t off, uint64_t len, s
         return 0;
     pthread_rwlock_rdlock(&img->tables_lock);
     unsigned hit = find_single(img, wanted, off, len);
-    if (!hit && wanted & (OVERLAP_ACTIVE_L2 | OVERLAP_REFCOUNT_BLOCK | OVERLAP_INACTIVE_L2))
+    if (!hit && wanted & (OVERLAP_ACTIVE_L2 | OVERLAP_REFCOUNT_BLOCK | OVERLAP_INACTIVE_L2 |
+                          OVERLAP_BITMAP_DIRECTORY))
         hit = find_table(img, wanted, off, len);
     pthread_rwlock_unlock(&img->tables_lock);
     if (!hit)

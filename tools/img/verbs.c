@@ -57,7 +57,5 @@ static int refuse(const struct cmd_desc *desc, int argc, char **argv)
 
 REFUSED(amend, "change the options of an image in place", "-o OPTIONS FILENAME",
         "convert into a new image with the options wanted")
-REFUSED(bitmap, "add, remove or change a persistent bitmap", "FILENAME BITMAP",
-        "bitmaps in an image are kept as they are")
 REFUSED(snapshot, "list, make, apply or delete internal snapshots", "FILENAME",
         "`info` lists the snapshots of an image")
