@@ -35,6 +35,13 @@ static int find_run(struct image *img, uint64_t want, struct cluster_run *run, s
     return 0;
 }
 
+int alloc_reserve_some(struct image *img, uint64_t want, struct cluster_run *run,
+                       struct qk_error *err)
+{
+    int ret = find_run(img, want, run, err);
+    return ret < 0 ? ret : freemap_set(img->free, run->first, run->count, true, err);
+}
+
 int alloc_reserve(struct image *img, uint64_t count, struct cluster_run *run, struct qk_error *err)
 {
     int ret = find_run(img, count, run, err);
@@ -45,13 +52,25 @@ int alloc_reserve(struct image *img, uint64_t count, struct cluster_run *run, st
     return freemap_set(img->free, run->first, run->count, true, err);
 }
 
+int alloc_reserve_lowest(struct image *img, uint64_t want, struct cluster_run *run,
+                         struct qk_error *err)
+{
+    int ret = freemap_find_any(img->free, want, &run->first, &run->count, err);
+    if (ret == 0 && run->first >= img->limit_clusters)
+        ret = no_space(img, want, err);
+    if (ret < 0)
+        return ret;
+    run->count = min_u64(run->count, img->limit_clusters - run->first);
+    return freemap_set(img->free, run->first, run->count, true, err);
+}
+
 void alloc_unreserve(struct image *img, struct cluster_run run)
 {
     /* Leaves that were marked a moment ago need neither I/O nor memory to be unmarked. */
     freemap_set(img->free, run.first, run.count, false, NULL);
 }
 
-static void note_used(struct image *img, struct cluster_run run)
+void alloc_note_used(struct image *img, struct cluster_run run)
 {
     uint64_t end = run.first + run.count;
     if (img->fresh_from != UINT64_MAX)
@@ -69,7 +88,7 @@ static int take(struct image *img, struct cluster_run *run, struct qk_error *err
     if (ret < 0)
         alloc_unreserve(img, *run);
     else
-        note_used(img, *run);
+        alloc_note_used(img, *run);
     return ret;
 }
 
@@ -118,7 +137,7 @@ static int lower(struct image *img, struct cluster_run run, struct cluster_run_v
     return ret < 0 ? ret : refcount_zero_runs(img, run, gone, err);
 }
 
-static void discard_run(struct image *img, struct cluster_run run)
+void alloc_punch(struct image *img, struct cluster_run run)
 {
     /* Only a hint: a file system that cannot punch holes keeps the blocks. */
     if (img->opts.discard_to_file)
@@ -126,8 +145,7 @@ static void discard_run(struct image *img, struct cluster_run run)
                    NULL);
 }
 
-/* Cuts free clusters off the end of the file. alloc_lock held. */
-static void trim_end(struct image *img, uint64_t freed_end)
+void alloc_trim_end(struct image *img, uint64_t freed_end)
 {
     uint64_t end = img->end_clusters, size;
     if (!img->file->can_grow || freed_end < end)
@@ -149,7 +167,7 @@ void alloc_undo(struct image *img, struct cluster_run run)
     if (refcount_add(img, run, -1, NULL) < 0)
         return;
     alloc_unreserve(img, run);
-    trim_end(img, run.first + run.count);
+    alloc_trim_end(img, run.first + run.count);
 }
 
 int free_release(struct image *img, const struct cluster_run_vec *runs, struct qk_error *err)
@@ -165,7 +183,7 @@ int free_release(struct image *img, const struct cluster_run_vec *runs, struct q
     pthread_mutex_unlock(&img->alloc_lock);
     /* Until they are marked free nobody else can have them, so the holes hit only old bytes. */
     for (size_t i = 0; i < gone.len; i++)
-        discard_run(img, gone.ptr[i]);
+        alloc_punch(img, gone.ptr[i]);
     pthread_mutex_lock(&img->alloc_lock);
     uint64_t end = 0;
     for (size_t i = 0; i < gone.len; i++) {
@@ -174,7 +192,7 @@ int free_release(struct image *img, const struct cluster_run_vec *runs, struct q
         end = max_u64(end, gone.ptr[i].first + gone.ptr[i].count);
     }
     if (end)
-        trim_end(img, end);
+        alloc_trim_end(img, end);
     pthread_mutex_unlock(&img->alloc_lock);
     cluster_run_vec_free(&gone);
     return ret;

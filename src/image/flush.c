@@ -334,6 +334,9 @@ static int writeback_run(struct image *img, bool final, struct qk_error *err)
     bool with_refcounts =
         final || !img->lazy || cache_dirty_bytes(&img->refcounts) > img->refcount_dirty_limit;
     io_event(img->file, "flush_to_os");
+    int settled = header_io_settle(img, err);
+    if (settled < 0)
+        return settled;
     int ret = collect(img, &wb, with_refcounts, err);
     if (ret == 0)
         ret = run_stages(img, &wb, err);
@@ -378,6 +381,21 @@ int image_writeback(struct image *img, bool final, struct qk_error *err)
     if (ret < 0 && err)
         *err = why;
     return ret;
+}
+
+void writeback_pause(struct image *img)
+{
+    LOCK_SCOPE(&img->flush_lock);
+    while (img->flush_running)
+        pthread_cond_wait(&img->flush_done, &img->flush_lock);
+    img->flush_running = true;
+}
+
+void writeback_resume(struct image *img)
+{
+    LOCK_SCOPE(&img->flush_lock);
+    img->flush_running = false;
+    pthread_cond_broadcast(&img->flush_done);
 }
 
 int image_flush(struct image *img, struct qk_error *err)

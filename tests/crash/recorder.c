@@ -267,7 +267,7 @@ int rec_resize(struct recorder *rec, uint64_t size, enum qk_prealloc prealloc)
     if (!rec->img)
         return closed(rec);
     guard(rec, true);
-    int ret = image_resize(rec->img, size, prealloc, 0, &rec->error);
+    int ret = image_resize(rec->img, size, prealloc, QK_RESIZE_SHRINK, &rec->error);
     guard(rec, false);
     model_resize(&rec->model, size, ret == 0);
     if (ret < 0)

@@ -111,6 +111,22 @@ static void run_grow_far(struct recorder *rec)
     rec_flush(rec);
 }
 
+/* Up and down, by bytes, clusters and whole tables. */
+static void run_shrink(struct recorder *rec)
+{
+    for (int i = 0; i < 24; i++) {
+        for (int n = 0; n < 5; n++)
+            write_some(rec, 512, 24 * K);
+        if (i % 5 == 1)
+            rec_discard(rec, somewhere(rec, 512), 16 * K);
+        if (i % 3 == 1)
+            rec_flush(rec);
+        uint64_t size = 512 * (uint64_t)(1 + rec_random(rec, (uint32_t)(rec->model.max_bytes / 512)));
+        rec_resize(rec, size, i % 6 == 3 && !rec->backing ? QK_PREALLOC_METADATA : QK_PREALLOC_OFF);
+    }
+    rec_flush(rec);
+}
+
 static void run_mixed(struct recorder *rec)
 {
     for (int i = 0; i < 220; i++) {
@@ -213,6 +229,15 @@ const struct workload workloads[] = {
     {"resize-backing", IMAGE(64 * K, 3, 10, 1), .max_bytes = 1 * M, .backing_bytes = 300 * K,
      .seed = 14, .run = run_resize},
     {"resize-far", IMAGE(1 * M, 3, 9, 4), .max_bytes = 8 * M, .seed = 25, .run = run_grow_far},
+    {"shrink", IMAGE(256 * K, 3, 9, 4), .max_bytes = 512 * K, .seed = 40, .run = run_shrink},
+    {"shrink-far", IMAGE(6 * M, 3, 9, 3), .max_bytes = 8 * M, .seed = 41, .run = run_shrink},
+    {"shrink-v2", IMAGE(256 * K, 2, 10, 4), .max_bytes = 512 * K, .seed = 42, .run = run_shrink},
+    {"shrink-backing", IMAGE(256 * K, 3, 12, 1), .max_bytes = 512 * K, .backing_bytes = 400 * K,
+     .seed = 43, .run = run_shrink},
+    {"shrink-v2-backing", IMAGE(256 * K, 2, 9, 4), .max_bytes = 512 * K, .backing_bytes = 300 * K,
+     .seed = 44, .run = run_shrink},
+    {"shrink-lazy", IMAGE(256 * K, 3, 9, 6), .create.lazy_refcounts = true, .max_bytes = 512 * K,
+     .seed = 45, .run = run_shrink},
     {"lazy-growth", IMAGE(2560 * K, 3, 9, 6), .create.lazy_refcounts = true, .seed = 26,
      .run = run_refcount_growth},
     {"device", IMAGE(512 * K, 3, 9, 4), .device_bytes = 2 * M, .logs_creation = true, .seed = 27,
