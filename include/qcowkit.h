@@ -329,6 +329,7 @@ struct qk_info {
         uint64_t incompatible, compatible, autoclear; /* feature bits, raw */
     } qcow2;
     bool probed; /* format by probing; a raw image then guards its first sector */
+    const char *data_file_full; /* the external data file that is open; NULL: none */
 };
 #define QK_INFO_INIT                                                                               \
     {                                                                                              \
@@ -363,7 +364,8 @@ struct qk_encryption_info {
 QK_API int qk_disk_encryption(struct qk_disk *disk, struct qk_encryption_info *info,
                               struct qk_error *err);
 
-/* One internal snapshot (section "Snapshots"). Strings belong to the disk. */
+/* One internal snapshot (section "Snapshots"). Strings belong to the disk, until its snapshots are
+ * changed. */
 struct qk_snapshot_info {
     size_t struct_size;
     const char *id, *name;
@@ -377,6 +379,42 @@ struct qk_snapshot_info {
     }
 QK_API int qk_disk_snapshot(struct qk_disk *disk, uint32_t index, struct qk_snapshot_info *info,
                             struct qk_error *err);
+/* Bytes in the file that nothing but this snapshot uses: what deleting it would free. Reads only
+ * tables that no other snapshot shares. MT-safe. */
+QK_API int qk_disk_snapshot_freed(struct qk_disk *disk, uint32_t index, uint64_t *bytes,
+                                  struct qk_error *err);
+
+/*
+ * Changing snapshots. Each call happens as a whole and is stable when it returns 0, or not at all;
+ * other calls on the disk wait meanwhile. Snapshots are named by id and name: one that is NULL does
+ * not matter, the first snapshot that fits is meant. -ENOENT: there is none. -ENOTSUP: not for this
+ * format, or for images with an external data file. -ERANGE: the image's refcount_bits cannot
+ * express how often clusters would be shared (the error says which width would do). -EROFS, -ENOSPC.
+ * MT-safe.
+ */
+struct qk_snapshot_options {
+    size_t struct_size;
+    const char *name;       /* need not be unique */
+    uint64_t vm_state_size; /* of machine state that qk_disk_write_vm_state wrote: it goes to the
+                               snapshot, the disk has none then; 0: none */
+    uint64_t vm_clock_ns, icount;
+    int64_t date_sec; /* 0: now */
+    uint32_t date_nsec;
+};
+#define QK_SNAPSHOT_OPTIONS_INIT                                                                   \
+    {                                                                                              \
+        .struct_size = sizeof(struct qk_snapshot_options)                                          \
+    }
+QK_API int qk_disk_snapshot_create(struct qk_disk *disk, const struct qk_snapshot_options *opts,
+                                   struct qk_error *err);
+QK_API int qk_disk_snapshot_delete(struct qk_disk *disk, const char *id, const char *name,
+                                   struct qk_error *err);
+/* The disk becomes what it was in the snapshot, which stays. Its size may change (not in version 2:
+ * -ENOTSUP). -EBUSY: the image has persistent bitmaps, which would describe another disk. */
+QK_API int qk_disk_snapshot_apply(struct qk_disk *disk, const char *id, const char *name,
+                                  struct qk_error *err);
+QK_API int qk_disk_snapshot_rename(struct qk_disk *disk, const char *id, const char *name,
+                                   const char *new_name, struct qk_error *err);
 
 /* One persistent bitmap (section "Bitmaps extension"). Strings belong to the disk. */
 struct qk_bitmap_info {

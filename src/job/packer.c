@@ -63,9 +63,10 @@ static int judge(const struct packer *packer, struct job_worker *worker, struct 
     struct iovec stream = {stream_at(packer, worker, off), packer->cluster};
     size_t bytes;
     int ret = image_compress(packer->image, data, stream, &bytes, err);
-    if (ret == 0)
-        *verdict_at(packer, worker, off) = (uint32_t)bytes;
-    return ret;
+    if (ret < 0)
+        return job_fail_at_byte(err, ret, "error while writing at byte", off);
+    *verdict_at(packer, worker, off) = (uint32_t)bytes;
+    return 0;
 }
 
 int packer_compress(const struct packer *packer, struct job_worker *worker,

@@ -164,8 +164,11 @@ int data_file_open(struct node *node, struct open_request *req, struct qk_error 
             *err = why;
     }
     options_free(&opts);
-    if (ret == 0 && node->data)
+    if (ret == 0 && node->data) {
         image_set_data(node->image, &node->data->io);
+        if (image_data_file_is_raw(node->image))
+            node->io.zero_init = node->data->io.zero_init;
+    }
     if (ret == 0 || !is_dispensable(node, ret))
         return ret;
     node_close(TAKE(node->data), NULL);

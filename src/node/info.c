@@ -6,7 +6,6 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "node/driver.h"
-#include "node/snapshots.h"
 
 #include <string.h>
 
@@ -70,6 +69,7 @@ static void fill_qcow2(struct node *node, struct qk_info *info)
     info->backing_format = image_backing_format(node->image);
     if (info->backing_file)
         info->backing_full = backing_full(node, info->backing_file);
+    info->data_file_full = node->data ? node->data->shown_name : NULL;
     info->snapshot_count = h->snapshot_count;
     info->bitmap_count = image_bitmap_count(node->image);
     info->vm_state_off = image_vm_state_off(node->image);
@@ -142,40 +142,6 @@ int qk_disk_encryption(struct qk_disk *disk, struct qk_encryption_info *info, st
     else if (image_header(img)->crypt_method == CRYPT_LUKS)
         return qk_fail(err, -EINVAL, "The encryption header is damaged");
     full.struct_size = size;
-    memcpy(info, &full, (size_t)min_u64(size, sizeof(full)));
-    return 0;
-}
-
-/* ---- snapshots --------------------------------------------------------------------------- */
-
-static int load_snapshots(struct node *node, struct qk_error *err)
-{
-    LOCK_SCOPE(&node->guard);
-    return node->snapshots ? 0 : snapshots_read(node->image, &node->snapshots, err);
-}
-
-int qk_disk_snapshot(struct qk_disk *disk, uint32_t index, struct qk_snapshot_info *info,
-                     struct qk_error *err)
-{
-    struct node *node = disk->node;
-    size_t size = info->struct_size;
-    if (!node->image || index >= image_header(node->image)->snapshot_count)
-        return qk_fail(err, -EINVAL, "There is no snapshot number %u", index);
-    int ret = load_snapshots(node, err);
-    if (ret < 0)
-        return ret;
-    const struct snapshot_row *row = &node->snapshots->row[index];
-    const struct qk_snapshot_info full = {
-        .struct_size = size,
-        .id = row->id,
-        .name = row->name,
-        .vm_state_size = row->vm_state_bytes,
-        .disk_size = row->disk_bytes,
-        .vm_clock_ns = row->vm_clock_ns,
-        .icount = row->icount,
-        .date_sec = row->date_sec,
-        .date_nsec = row->date_nsec,
-    };
     memcpy(info, &full, (size_t)min_u64(size, sizeof(full)));
     return 0;
 }

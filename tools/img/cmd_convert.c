@@ -105,8 +105,7 @@ struct convert {
     struct keyvals create; /* -o, -B and -F */
     const char *backing;   /* of the target; NULL: none */
     char *snapshot;        /* owned */
-    char *level;           /* the same: an option for the target */
-    const char *target_options[2];
+    struct keyvals target_options;
     bool create_target;
     struct progress progress;
 };
@@ -164,8 +163,8 @@ static int parse_level(struct convert *c)
                      ZLIB_LEVEL_MAX, ZSTD_LEVEL_MAX);
         return 1;
     }
-    c->level = xprintf("compression-level=%ld", level);
-    c->target_options[0] = c->level;
+    TEXT_CLEANUP char *digits = xprintf("%ld", level);
+    keyvals_add(&c->target_options, "compression-level", digits);
     return -1;
 }
 
@@ -275,9 +274,12 @@ static int set_requests(struct convert *c)
         .image_opts = opts_given(c->opts, OPT_TARGET_IMAGE_OPTS),
         .flags = QK_OPEN_RDWR | (c->how.sparse_bytes ? QK_OPEN_UNMAP : 0u),
         .quiet = c->source_request.quiet,
+        .secrets = c->opts->secrets,
     };
-    if (c->level)
-        c->target_request.options = c->target_options;
+    const char *key = keyvals_get(&c->create, "encrypt.key-secret");
+    if (key)
+        keyvals_add(&c->target_options, "encrypt.key-secret", key);
+    c->target_request.options = (const char *const *)c->target_options.item;
     return cache_mode_option(c->opts, 't', "unsafe", &c->target_request.flags);
 }
 
@@ -388,13 +390,29 @@ static int create_target(struct convert *c)
     TEXT_CLEANUP char *size = xprintf("%llu", (unsigned long long)total_size(c));
     keyvals_remove(&c->create, "size");
     keyvals_add(&c->create, "size", size);
-    int ret =
-        qk_create(c->target_name, c->target_format, (const char *const *)c->create.item, &err);
+    struct qk_create_context context = QK_CREATE_CONTEXT_INIT;
+    context.secrets = c->opts->secrets;
+    int ret = qk_create_with(c->target_name, c->target_format, (const char *const *)c->create.item,
+                             &context, &err);
     if (ret < 0) {
         report_failure(&err, "%s: error while converting %s", c->target_name, c->target_format);
         return 1;
     }
     return -1;
+}
+
+/* The guest's bytes go to a data file beside the target, which no lock keeps from being a source. */
+static bool overwrites_source(const struct convert *c, const char *name)
+{
+    for (size_t i = 0; name && i < c->source_count; i++)
+        if (source_is_target(c->source[i], strncmp(name, "file:", 5) ? name : name + 5))
+            return true;
+    return false;
+}
+
+static bool keeps_data_file(const struct convert *c)
+{
+    return keyvals_get(&c->create, "keep_data_file") || keyvals_get(&c->create, "data_file_keep");
 }
 
 /* What a new target's format promises about bytes that were never written. */
@@ -403,8 +421,8 @@ static void judge_target(struct convert *c, struct qk_disk *target)
     struct qk_info info = QK_INFO_INIT;
     if (c->backing)
         c->how.flags |= QK_CONVERT_TARGET_BACKING;
-    else if (c->create_target && c->how.sparse_bytes && qk_disk_info(target, &info, NULL) == 0 &&
-             info.zero_init)
+    else if (c->create_target && c->how.sparse_bytes && !keeps_data_file(c) &&
+             qk_disk_info(target, &info, NULL) == 0 && info.zero_init)
         c->how.flags |= QK_CONVERT_TARGET_IS_ZERO;
 }
 
@@ -424,12 +442,16 @@ static int convert_into_target(struct convert *c)
     int status = set_backing(c);
     if (status < 0 && c->create_target)
         status = check_create_options(c);
+    if (status < 0 && overwrites_source(c, keyvals_get(&c->create, "data_file")))
+        status = 1;
     if (status < 0 && c->create_target)
         status = create_target(c);
     struct qk_disk *target = NULL;
     if (status >= 0 || open_image(c->target_name, &c->target_request, &target) < 0)
         return 1;
-    status = copy(c, target);
+    struct qk_info info = QK_INFO_INIT;
+    bool same = qk_disk_info(target, &info, NULL) == 0 && overwrites_source(c, info.data_file_full);
+    status = same ? 1 : copy(c, target);
     return close_image(target) | status;
 }
 
@@ -473,6 +495,6 @@ int cmd_convert(int argc, char **argv)
     status = run(&c);
     keyvals_free(&c.create);
     free(c.snapshot);
-    free(c.level);
+    keyvals_free(&c.target_options);
     return status;
 }

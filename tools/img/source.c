@@ -49,10 +49,13 @@ bool source_is_target(struct qk_disk *source, const char *target)
 {
     for (; source; source = qk_disk_backing(source)) {
         struct qk_info info = QK_INFO_INIT;
-        if (qk_disk_info(source, &info, NULL) < 0 || !same_file(info.name, target))
+        if (qk_disk_info(source, &info, NULL) < 0)
+            continue;
+        bool is_data = info.data_file_full && same_file(info.data_file_full, target);
+        if (!is_data && !same_file(info.name, target))
             continue;
         report_error("'%s' and '%s' are the same file: it would be overwritten while it is read",
-                     info.name, target);
+                     is_data ? info.data_file_full : info.name, target);
         return true;
     }
     return false;

@@ -10,7 +10,7 @@
 /* As open_image; what goes wrong with request->snapshot is said in qemu-img's words. */
 int source_open(const char *name, const struct image_request *request, struct qk_disk **out);
 
-/* The target is a file of the source's chain: true after saying so. Where no lock would tell. */
+/* The target is a file of the source's chain, or a data file of it: true after saying so. Where no lock would tell. */
 bool source_is_target(struct qk_disk *source, const char *target);
 
 /*
