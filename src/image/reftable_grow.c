@@ -67,8 +67,8 @@ static int place_blocks(struct image *img, struct growth *gr, struct qk_error *e
 
 /* Half as large again as before, at least what is needed, at most what the format's readers take.
  */
-static int table_clusters(const struct image *img, uint64_t entries, uint64_t *clusters,
-                          struct qk_error *err)
+int reftable_clusters(const struct image *img, uint64_t entries, uint64_t *clusters,
+                      struct qk_error *err)
 {
     uint64_t per_cluster = img->g.cluster_bytes / sizeof(uint64_t);
     uint64_t max = QCOW2_MAX_REFTABLE_BYTES >> img->g.cluster_bits;
@@ -86,7 +86,7 @@ static int table_clusters(const struct image *img, uint64_t entries, uint64_t *c
 static int place_table(struct image *img, struct growth *gr, struct qk_error *err)
 {
     uint64_t clusters;
-    int ret = table_clusters(img, gr->max_index + 1, &clusters, err);
+    int ret = reftable_clusters(img, gr->max_index + 1, &clusters, err);
     if (ret < 0)
         return ret;
     if (gr->table.count >= clusters)

@@ -66,7 +66,7 @@ struct node {
                                   to this file's directory */
     char *backing_full;        /* backing file name as resolved, NULL: none */
     char *data_file;           /* external data file's name, made by qk_disk_info */
-    struct snapshot_list *snapshots; /* read on first demand */
+    struct snapshot_vec *snapshots; /* read on first demand */
 };
 
 enum node_role { ROLE_DISK, ROLE_FILE, ROLE_BACKING };

@@ -145,7 +145,7 @@ int qcow2_make_writable(struct node *node, struct qk_error *err)
 
 static int qcow2_release(struct node *node, struct qk_error *err)
 {
-    snapshots_free(node->snapshots);
+    snapshots_release(node->snapshots);
     struct image *img = TAKE(node->image);
     if (!img)
         return 0;

@@ -1,122 +1,159 @@
 /*
- * snapshots.c - reading the snapshot table entry by entry. Each entry has a fixed part, extra data
- * whose length it states, id and name, and is padded to 8 bytes.
+ * snapshots.c - the public calls on internal snapshots: an image knows how, a disk knows whether it
+ * has one and may be written. See snapshots.h.
  */
 #include "node/snapshots.h"
-#include "base/bytes.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "node/driver.h"
 
-enum {
-    FIXED_BYTES = 40,
-    EXTRA_KNOWN_BYTES = 24, /* large vm state size, disk size, icount */
-    EXTRA_BYTES_MAX = 1024, /* QEMU's limit */
-};
+#include <string.h>
+#include <time.h>
 
-struct entry_sizes {
-    uint32_t extra, id, name;
-};
-
-void snapshots_free(struct snapshot_list *list)
+void snapshots_release(struct snapshot_vec *list)
 {
-    if (!list)
-        return;
-    for (uint32_t i = 0; i < list->count; i++) {
-        free(list->row[i].id);
-        free(list->row[i].name);
-    }
-    free(list->row);
+    if (list)
+        snapshots_free_all(list);
     free(list);
 }
 
-static int bad_entry(struct qk_io *file, uint64_t off, struct qk_error *err)
-{
-    return qk_fail_at(err, -EINVAL, WHERE(file->name, "snapshot table", off),
-                      "Snapshot table entry at %#llx is malformed", (unsigned long long)off);
-}
+/* ---- the list ---------------------------------------------------------------------------- */
 
-static struct entry_sizes decode_fixed(const uint8_t *fixed, struct snapshot_row *row)
+/* guard held */
+static int load(struct node *node, struct qk_error *err)
 {
-    row->date_sec = load_be32(fixed + 16);
-    row->date_nsec = load_be32(fixed + 20);
-    row->vm_clock_ns = load_be64(fixed + 24);
-    row->vm_state_bytes = load_be32(fixed + 32);
-    return (struct entry_sizes){
-        .id = load_be16(fixed + 12), .name = load_be16(fixed + 14), .extra = load_be32(fixed + 36)};
-}
-
-static void decode_extra(const uint8_t *extra, uint32_t len, uint64_t disk_bytes,
-                         struct snapshot_row *row)
-{
-    row->vm_state_bytes = len >= 8 ? load_be64(extra) : row->vm_state_bytes;
-    row->disk_bytes = len >= 16 ? load_be64(extra + 8) : disk_bytes;
-    row->icount = len >= 24 ? load_be64(extra + 16) : UINT64_MAX;
-}
-
-static char *copy_text(const uint8_t *bytes, uint32_t len)
-{
-    char *text = malloc((size_t)len + 1);
-    if (!text)
-        return NULL;
-    memcpy(text, bytes, len);
-    text[len] = '\0';
-    return text;
-}
-
-/* Reads the entry at *off and moves on to the next. */
-static int read_entry(const struct image *img, uint64_t file_bytes, uint64_t *off,
-                      struct snapshot_row *row, struct qk_error *err)
-{
-    struct qk_io *file = image_file(img);
-    uint8_t fixed[FIXED_BYTES];
-    if (!range_within(*off, sizeof(fixed), file_bytes))
-        return bad_entry(file, *off, err);
-    int ret = io_read(file, *off, fixed, sizeof(fixed), err);
-    if (ret < 0)
-        return ret;
-    struct entry_sizes sizes = decode_fixed(fixed, row);
-    uint32_t len = sizes.id + sizes.name;
-    if (sizes.extra > EXTRA_BYTES_MAX ||
-        !range_within(*off + FIXED_BYTES, sizes.extra + len, file_bytes))
-        return bad_entry(file, *off, err);
-    len += sizes.extra;
-    CLEANUP_FREE uint8_t *rest = malloc(len ? len : 1);
-    if (!rest)
+    if (node->snapshots)
+        return 0;
+    struct snapshot_vec *list = calloc(1, sizeof(*list));
+    if (!list)
         return qk_fail_nomem(err);
-    ret = len ? io_read(file, *off + FIXED_BYTES, rest, len, err) : 0;
+    int ret = image_snapshots(node->image, list, err);
     if (ret < 0)
-        return ret;
-    decode_extra(rest, sizes.extra, image_size(img), row);
-    row->id = copy_text(rest + sizes.extra, sizes.id);
-    row->name = copy_text(rest + sizes.extra + sizes.id, sizes.name);
-    *off = round_up(*off + FIXED_BYTES + len, 8);
-    return row->id && row->name ? 0 : qk_fail_nomem(err);
+        snapshots_release(list);
+    else
+        node->snapshots = list;
+    return ret;
 }
 
-int snapshots_read(const struct image *img, struct snapshot_list **out, struct qk_error *err)
+static int row_of(struct node *node, uint32_t index, const struct snapshot **row,
+                  struct qk_error *err)
 {
-    const struct header *h = image_header(img);
-    uint64_t file_bytes, off = h->snapshots_off;
-    int ret = io_size(image_file(img), &file_bytes, err);
+    LOCK_SCOPE(&node->guard);
+    int ret = node->image ? load(node, err) : 0;
     if (ret < 0)
         return ret;
-    if (h->snapshot_count &&
-        (off > file_bytes || h->snapshot_count > (file_bytes - off) / FIXED_BYTES))
-        return bad_entry(image_file(img), off, err);
-    struct snapshot_list *list = calloc(1, sizeof(*list));
-    if (list)
-        list->row = calloc(h->snapshot_count ? h->snapshot_count : 1, sizeof(*list->row));
-    if (!list || !list->row) {
-        snapshots_free(list);
-        return qk_fail_nomem(err);
-    }
-    list->count = h->snapshot_count;
-    for (uint32_t i = 0; i < list->count && ret == 0; i++)
-        ret = read_entry(img, file_bytes, &off, &list->row[i], err);
-    if (ret < 0) {
-        snapshots_free(list);
-        return ret;
-    }
-    *out = list;
+    if (!node->image || index >= node->snapshots->len)
+        return qk_fail(err, -EINVAL, "There is no snapshot number %u", index);
+    *row = &node->snapshots->ptr[index];
     return 0;
+}
+
+int qk_disk_snapshot(struct qk_disk *disk, uint32_t index, struct qk_snapshot_info *info,
+                     struct qk_error *err)
+{
+    const struct snapshot *row;
+    size_t size = info->struct_size;
+    int ret = row_of(disk->node, index, &row, err);
+    if (ret < 0)
+        return ret;
+    const struct qk_snapshot_info full = {
+        .struct_size = size,
+        .id = row->id,
+        .name = row->name,
+        .vm_state_size = row->vm_state_bytes,
+        .disk_size = row->disk_bytes,
+        .vm_clock_ns = row->fixed.vm_clock_ns,
+        .icount = row->icount,
+        .date_sec = row->fixed.date_sec,
+        .date_nsec = row->fixed.date_nsec,
+    };
+    memcpy(info, &full, (size_t)min_u64(size, sizeof(full)));
+    return 0;
+}
+
+int qk_disk_snapshot_freed(struct qk_disk *disk, uint32_t index, uint64_t *bytes,
+                           struct qk_error *err)
+{
+    const struct snapshot *row;
+    int ret = row_of(disk->node, index, &row, err);
+    return ret < 0 ? ret : image_snapshot_freed(disk->node->image, row, bytes, err);
+}
+
+/* ---- changing it ------------------------------------------------------------------------- */
+
+static int judge(const struct node *node, struct qk_error *err)
+{
+    if (!node->image)
+        return qk_fail(err, -ENOTSUP, "Block driver does not support snapshots");
+    if (!node->io.writable)
+        return qk_fail(err, -EROFS, "opened read-only");
+    return 0;
+}
+
+/* The next who asks reads the list anew. */
+static void forget(struct node *node)
+{
+    LOCK_SCOPE(&node->guard);
+    snapshots_release(TAKE(node->snapshots));
+}
+
+int qk_disk_snapshot_create(struct qk_disk *disk, const struct qk_snapshot_options *opts,
+                            struct qk_error *err)
+{
+    struct qk_snapshot_options o = QK_SNAPSHOT_OPTIONS_INIT;
+    struct timespec now;
+    memcpy(&o, opts, (size_t)min_u64(opts->struct_size, sizeof(o)));
+    int ret = judge(disk->node, err);
+    if (ret < 0)
+        return ret;
+    clock_gettime(CLOCK_REALTIME, &now);
+    const struct snapshot_params params = {
+        .name = o.name ? o.name : "",
+        .vm_state_bytes = o.vm_state_size,
+        .vm_clock_ns = o.vm_clock_ns,
+        .icount = o.icount,
+        .date_sec = o.date_sec ? (uint32_t)o.date_sec : (uint32_t)now.tv_sec,
+        .date_nsec = o.date_sec ? o.date_nsec : (uint32_t)now.tv_nsec,
+    };
+    ret = image_snapshot_create(disk->node->image, &params, err);
+    forget(disk->node);
+    return ret;
+}
+
+int qk_disk_snapshot_delete(struct qk_disk *disk, const char *id, const char *name,
+                            struct qk_error *err)
+{
+    const struct snapshot_key key = {id, name, NULL};
+    int ret = judge(disk->node, err);
+    if (ret == 0)
+        ret = image_snapshot_delete(disk->node->image, &key, err);
+    forget(disk->node);
+    return ret;
+}
+
+int qk_disk_snapshot_apply(struct qk_disk *disk, const char *id, const char *name,
+                           struct qk_error *err)
+{
+    struct node *node = disk->node;
+    const struct snapshot_key key = {id, name, NULL};
+    uint64_t size;
+    int ret = judge(node, err);
+    if (ret == 0)
+        ret = image_snapshot_apply(node->image, &key, err);
+    if (ret == 0)
+        ret = io_size(&node->io, &size, err);
+    if (ret == 0)
+        atomic_store(&node->size, round_up(size, 512));
+    return ret;
+}
+
+int qk_disk_snapshot_rename(struct qk_disk *disk, const char *id, const char *name,
+                            const char *new_name, struct qk_error *err)
+{
+    const struct snapshot_key key = {id, name, NULL};
+    int ret = judge(disk->node, err);
+    if (ret == 0)
+        ret = image_snapshot_rename(disk->node->image, &key, new_name, err);
+    forget(disk->node);
+    return ret;
 }

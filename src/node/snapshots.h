@@ -1,25 +1,13 @@
 /*
- * snapshots.h - the list of internal snapshots of an image, for display (Format, section
- * "Snapshots"). Relies on the header having been validated.
+ * snapshots.h - the snapshots of an open disk, as the public calls show them; the list is read on
+ * first demand, and again when one of these calls has changed it.
  */
 #ifndef QK_NODE_SNAPSHOTS_H
 #define QK_NODE_SNAPSHOTS_H
 
-#include "image/image.h"
+#include "image/snapshots.h"
 
-struct snapshot_row {
-    char *id, *name; /* owned */
-    uint64_t vm_state_bytes, disk_bytes, vm_clock_ns, icount;
-    uint32_t date_sec, date_nsec;
-};
-
-struct snapshot_list {
-    struct snapshot_row *row;
-    uint32_t count;
-};
-
-/* Reads the table; memory is bounded by the file's length (INV-4). */
-int snapshots_read(const struct image *img, struct snapshot_list **out, struct qk_error *err);
-void snapshots_free(struct snapshot_list *list);
+/* NULL is allowed. */
+void snapshots_release(struct snapshot_vec *list);
 
 #endif
