@@ -28,6 +28,44 @@ static int add_bitmaps(struct rows *data, struct qk_disk *disk, uint32_t count,
     return 0;
 }
 
+static void add_slot(struct rows *list, const struct qk_key_slot *slot)
+{
+    struct rows *rows = rows_object(list, NULL, NULL);
+    rows_bool(rows, "active", "active", slot->active);
+    if (slot->active)
+        rows_uint(rows, "iters", "iters", slot->iterations);
+    rows_uint(rows, "key-offset", "key offset", slot->key_offset);
+    if (slot->active)
+        rows_uint(rows, "stripes", "stripes", slot->stripes);
+}
+
+static int add_encryption(struct rows *data, struct qk_disk *disk, struct qk_error *err)
+{
+    struct qk_encryption_info info = QK_ENCRYPTION_INFO_INIT;
+    int ret = qk_disk_encryption(disk, &info, err);
+    if (ret)
+        return ret;
+    struct rows *rows = rows_object(data, "encrypt", "encrypt");
+    if (!info.cipher_alg) {
+        rows_text(rows, "format", "format", info.format);
+        return 0;
+    }
+    rows_text(rows, "ivgen-alg", "ivgen alg", info.ivgen_alg);
+    rows_text(rows, "hash-alg", "hash alg", info.hash_alg);
+    rows_text(rows, "cipher-alg", "cipher alg", info.cipher_alg);
+    rows_text(rows, "uuid", "uuid", info.uuid);
+    if (info.ivgen_hash_alg)
+        rows_text(rows, "ivgen-hash-alg", "ivgen hash alg", info.ivgen_hash_alg);
+    rows_text(rows, "format", "format", info.format);
+    rows_text(rows, "cipher-mode", "cipher mode", info.cipher_mode);
+    struct rows *slots = rows_list(rows, "slots", "slots");
+    for (unsigned i = 0; i < info.slot_count; i++)
+        add_slot(slots, &info.slots[i]);
+    rows_uint(rows, "payload-offset", "payload offset", info.payload_offset);
+    rows_uint(rows, "master-key-iters", "master key iters", info.master_key_iterations);
+    return 0;
+}
+
 int image_info_specific(struct rows *rows, struct qk_disk *disk, const struct qk_info *info,
                         struct qk_error *err)
 {
@@ -47,7 +85,9 @@ int image_info_specific(struct rows *rows, struct qk_disk *disk, const struct qk
         return ret;
     rows_uint(data, "refcount-bits", "refcount bits", qcow2->refcount_bits);
     if (qcow2->encryption)
-        rows_text(rows_object(data, "encrypt", "encrypt"), "format", "format", qcow2->encryption);
+        ret = add_encryption(data, disk, err);
+    if (ret)
+        return ret;
     if (qcow2->data_file)
         rows_text(data, "data-file", "data file", qcow2->data_file);
     if (v3 && qcow2->data_file)

@@ -40,6 +40,7 @@ int image_request_from(const struct opts *opts, struct image_request *request)
         .image_opts = opts_given(opts, OPT_IMAGE_OPTS),
         .flags = opts_given(opts, 'U') ? QK_OPEN_FORCE_SHARE : 0,
         .quiet = opts_given(opts, 'q'),
+        .secrets = opts->secrets,
     };
     return -1;
 }
@@ -127,6 +128,7 @@ int open_image(const char *name, const struct image_request *request, struct qk_
     options.format = request->format;
     options.options = (const char *const *)list.item;
     options.snapshot = request->snapshot;
+    options.secrets = request->secrets;
     ret = qk_disk_open(request->image_opts ? NULL : name, &options, out, &err);
     if (ret)
         report_failure(&err, "Could not open '%s'", name);

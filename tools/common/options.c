@@ -78,7 +78,8 @@ static bool check_descriptor(uint64_t fd)
 }
 
 /* Checks one value by its kind. False: reported. */
-static bool check_value(const struct opt_desc *desc, struct opt_value *value)
+static bool check_value(const struct opt_desc *desc, struct opt_value *value,
+                        struct qk_secrets **secrets)
 {
     switch (desc->kind) {
     case OPT_KIND_SIZE:
@@ -89,7 +90,7 @@ static bool check_value(const struct opt_desc *desc, struct opt_value *value)
         return !number_parse(desc->noun, value->text, desc->min, desc->max, &value->number) &&
                check_descriptor(value->number);
     case OPT_KIND_OBJECT:
-        return object_accept(value->text);
+        return object_accept(value->text, secrets);
     case OPT_KIND_OUTPUT:
         if (!strcmp(value->text, "human") || !strcmp(value->text, "json"))
             return true;
@@ -120,7 +121,7 @@ static int take(struct opts *opts, int result, char **argv, int before)
         return bad_option(result, argv, before);
     struct opt_value *value = &opts->value[opts->value_count++];
     *value = (struct opt_value){.id = result, .text = optarg};
-    return check_value(find(opts->desc->options, result), value) ? -1 : 1;
+    return check_value(find(opts->desc->options, result), value, &opts->secrets) ? -1 : 1;
 }
 
 static int parse_all(struct opts *opts, int argc, char **argv, const char *shorts,
@@ -158,6 +159,8 @@ int opts_parse(const struct cmd_desc *desc, int argc, char **argv, struct opts *
 void opts_free(struct opts *opts)
 {
     free(opts->value);
+    qk_secrets_free(opts->secrets);
+    opts->secrets = NULL;
     opts->value = NULL;
     opts->value_count = 0;
 }

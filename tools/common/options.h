@@ -119,6 +119,8 @@ struct cmd_desc {
 
 /* ---- the result of parsing --------------------------------------------------------------- */
 
+struct qk_secrets;
+
 struct opt_value {
     int id;
     const char *text; /* points into argv; NULL for a flag */
@@ -129,7 +131,8 @@ struct opts {
     const struct cmd_desc *desc;
     struct opt_value *value; /* in the order given */
     size_t value_count;
-    char **operand; /* what is left of argv, NULL-terminated */
+    struct qk_secrets *secrets; /* of --object; NULL: none */
+    char **operand;             /* what is left of argv, NULL-terminated */
     int operand_count;
 };
 

@@ -52,6 +52,7 @@ struct create {
     const char *filename, *format, *backing, *backing_format;
     struct keyvals list;
     bool unchecked, quiet;
+    const struct qk_secrets *secrets;
 };
 
 static int add_size(struct create *create, const char *text)
@@ -89,8 +90,11 @@ static int run(const struct create *create)
                           create->unchecked ? QK_CREATE_UNCHECKED_BACKING : 0, &resolved, &err);
     if (!ret && !create->quiet)
         print_formatting(create, resolved);
+    struct qk_create_context context = QK_CREATE_CONTEXT_INIT;
+    context.secrets = create->secrets;
     if (!ret)
-        ret = qk_create(create->filename, create->format, (const char *const *)resolved, &err);
+        ret = qk_create_with(create->filename, create->format, (const char *const *)resolved,
+                             &context, &err);
     qk_options_free(resolved);
     if (ret)
         report_failure(&err, "%s", create->filename);
@@ -106,6 +110,7 @@ static int gather(const struct opts *opts, struct create *create)
     create->backing_format = opts_string(opts, 'F');
     create->unchecked = opts_given(opts, 'u');
     create->quiet = opts_given(opts, 'q');
+    create->secrets = opts->secrets;
     create->filename = opts->operand_count ? opts->operand[0] : NULL;
     int status = opts_keyvals(opts, 'o', &create->list, &help);
     if (status >= 0)

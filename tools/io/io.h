@@ -88,6 +88,7 @@ struct image_spec {
 struct session {
     struct qk_disk *disk; /* NULL: no file open */
     struct image_spec spec;
+    const struct qk_secrets *secrets; /* of --object; or NULL */
     struct request_queue *queue;
     struct keyvals breaks; /* tags of the breakpoints that were set */
     bool read_only;

@@ -128,7 +128,9 @@ static int run_interactive(struct session *session)
 
 static int run(const struct opts *opts)
 {
-    struct session session = {.queue = queue_new(), .misalign = opts_given(opts, 'm')};
+    struct session session = {.queue = queue_new(),
+                              .misalign = opts_given(opts, 'm'),
+                              .secrets = opts->secrets};
     int failed = open_operand(&session, opts) != 0;
     if (!failed)
         failed = opts_given(opts, 'c') ? run_given(&session, opts) : run_interactive(&session);

@@ -93,13 +93,15 @@ static int check_aio(const struct image_spec *spec, struct qk_error *err)
     return -EINVAL;
 }
 
-static int open_disk(const struct image_spec *spec, struct qk_disk **disk)
+static int open_disk(const struct session *session, const struct image_spec *spec,
+                     struct qk_disk **disk)
 {
     struct qk_error err = {0};
     struct qk_open_options options = QK_OPEN_OPTIONS_INIT;
     options.flags = spec->flags;
     options.format = spec->format;
     options.options = (const char *const *)spec->options.item;
+    options.secrets = session->secrets;
     int ret = check_aio(spec, &err);
     if (!ret)
         ret = qk_disk_open(spec->name, &options, disk, &err);
@@ -126,7 +128,7 @@ int session_open(struct session *session, struct image_spec *spec)
 {
     IMAGE_CLEANUP struct qk_disk *disk = NULL;
     struct qk_info info = QK_INFO_INIT;
-    int ret = open_disk(spec, &disk);
+    int ret = open_disk(session, spec, &disk);
     if (!ret && qk_disk_info(disk, &info, NULL))
         info.read_only = !(spec->flags & QK_OPEN_RDWR);
     if (!ret)
