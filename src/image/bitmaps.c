@@ -292,3 +292,23 @@ int image_bitmap_info(struct image *img, uint32_t index, struct image_bitmap *in
     };
     return 0;
 }
+
+int image_bitmaps_measure(struct image *img, uint32_t cluster_bits, uint64_t *bytes,
+                          struct qk_error *err)
+{
+    const uint32_t cluster = 1u << cluster_bits;
+    const struct bitmap_vec *list = &img->bitmaps->list;
+    uint64_t directory = 0;
+    *bytes = 0;
+    LOCK_SCOPE(&img->bitmaps->lock);
+    int ret = bitmaps_load(img, err);
+    for (size_t i = 0; i < list->len && ret == 0; i++) {
+        const struct bitmap *b = list->ptr[i];
+        const struct bitmap_entry entry = {.name_bytes = (uint16_t)strlen(b->name)};
+        uint64_t chunks = bitmap_table_entries_for(b->bits, cluster);
+        *bytes += (chunks << cluster_bits) + round_up(chunks * 8, cluster);
+        directory += bitmap_entry_bytes(&entry);
+    }
+    *bytes += round_up(directory, cluster);
+    return ret;
+}

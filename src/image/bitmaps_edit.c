@@ -288,7 +288,7 @@ static int judge_sizes(const struct image *img, const struct image *from, struct
         return 0;
     return qk_fail(err, -EINVAL,
                    "Bitmaps are of different sizes (destination size is %" PRIu64
-                   " and source size is %" PRIu64 ") and can't be merged",
+                   ", source size is %" PRIu64 ") and can't be merged",
                    size, from_size);
 }
 

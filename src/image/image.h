@@ -167,6 +167,22 @@ int image_empty(struct image *img, struct qk_error *err);
  */
 int image_change_data_file(struct image *img, const char *name, bool raw, struct qk_error *err);
 
+/* What amend changes; members that say nothing leave it as it is. */
+struct amend_params {
+    uint32_t version;       /* 2 or 3; 0: as it is */
+    uint32_t refcount_bits; /* 1 to 64; 0: as it is */
+    int lazy_refcounts;     /* 0 or 1; -1: as it is */
+    bool has_size, shrink;  /* shrink: the size may be less than it is */
+    uint64_t size;
+    const struct qk_progress *progress; /* NULL: none */
+};
+/*
+ * Changes the image's format in steps, each safe by itself and stable before the next
+ * (doc/design/resize-amend.md); everything is judged before the first. -EINVAL, -ENOTSUP with
+ * QEMU's words; -ECANCELED by progress. Exclusive with respect to other changes of shape.
+ */
+int image_amend(struct image *img, const struct amend_params *params, struct qk_error *err);
+
 /* ---- machine state, saved behind the disk (vm_state.c) ---- */
 /* Its guest address, behind all that L1 entries of the disk cover; QK_OFFSET_NONE: no room. */
 uint64_t image_vm_state_off(const struct image *img);
@@ -188,6 +204,9 @@ struct image_bitmap {
 uint32_t image_bitmap_count(const struct image *img);
 int image_bitmap_info(struct image *img, uint32_t index, struct image_bitmap *info,
                       struct qk_error *err);
+/* Bytes that all of them take when they are stored in full, in an image with such clusters. */
+int image_bitmaps_measure(struct image *img, uint32_t cluster_bits, uint64_t *bytes,
+                          struct qk_error *err);
 /* -ENOENT no such bitmap, -ESTALE not to be trusted. */
 int image_bitmap_status(struct image *img, const char *name, guest_off_t off, uint64_t len,
                         struct qk_bitmap_extent *extent, struct qk_error *err);

@@ -52,14 +52,16 @@ static int measure_qcow2(struct qk_disk *source, const struct create_plan *plan,
     return ret;
 }
 
-/* Only a source that could have bitmaps, into a target that can, has an answer. */
-static uint64_t measure_bitmaps(struct qk_disk *source, const struct create_plan *plan)
+/* Only a source that could have bitmaps, into a target that can, has an answer: what they take when
+ * each is stored in full. */
+static int measure_bitmaps(struct qk_disk *source, const struct create_plan *plan, uint64_t *bytes,
+                           struct qk_error *err)
 {
-    struct qk_info info = QK_INFO_INIT;
-    if (!source || plan->params.version < 3 || qk_disk_info(source, &info, NULL) < 0)
-        return QK_OFFSET_NONE;
-    bool none = !strcmp(info.format, "qcow2") && info.qcow2.version >= 3 && !info.bitmap_count;
-    return none ? 0 : QK_OFFSET_NONE;
+    struct image *img = source ? source->node->image : NULL;
+    *bytes = QK_OFFSET_NONE;
+    if (!img || plan->params.version < 3 || image_header(img)->version < 3)
+        return 0;
+    return image_bitmaps_measure(img, plan->params.cluster_bits, bytes, err);
 }
 
 static bool has_key(const char *option, const char *key)
@@ -131,8 +133,8 @@ int qk_measure(struct qk_disk *source, const char *format, const char *const *op
         return ret;
     result->bitmaps = QK_OFFSET_NONE;
     if (qcow2) {
-        result->bitmaps = measure_bitmaps(source, &plan);
-        return measure_qcow2(source, &plan, source && on_backing, result, err);
+        ret = measure_bitmaps(source, &plan, &result->bitmaps, err);
+        return ret < 0 ? ret : measure_qcow2(source, &plan, source && on_backing, result, err);
     }
     result->required = round_up(plan.params.size_bytes, SECTOR);
     result->fully_allocated = result->required;

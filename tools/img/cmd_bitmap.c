@@ -301,7 +301,8 @@ static int judge_actions(const struct opts *opts)
 
 static int change(struct work *w, const char *name, struct image_request *request)
 {
-    const struct image_request other = {.format = opts_string(w->opts, 'F')};
+    const struct image_request other = {.format = opts_string(w->opts, 'F'),
+                                        .secrets = w->opts->secrets};
     const char *source_name = opts_string(w->opts, 'b');
     IMAGE_CLEANUP struct qk_disk *source = NULL;
     request->flags |= QK_OPEN_RDWR;

@@ -8,6 +8,7 @@
 #include "common/progress.h"
 #include "common/report.h"
 #include "common/units.h"
+#include "img/bitmap_copy.h"
 #include "img/commands.h"
 #include "img/create_options.h"
 #include "img/source.h"
@@ -195,29 +196,13 @@ static int check_combinations(const struct opts *opts)
     return -1;
 }
 
-/* What this version cannot do, said before anything is opened. */
+/* Said before anything is opened. */
 static int refuse_unsupported(const struct convert *c)
 {
-    static const struct {
-        int option;
-        const char *text, *raw_text;
-    } rules[] = {
-        {'c', NULL, "Compression not supported for this file format"},
-        {OPT_BITMAPS, "copying bitmaps (--bitmaps)",
-         "Format driver 'raw' does not support bitmaps"},
-    };
-    for (size_t i = 0; i < sizeof(rules) / sizeof(*rules); i++) {
-        bool raw = c->target_format && !strcmp(c->target_format, "raw");
-        if (!opts_given(c->opts, rules[i].option) || (!raw && !rules[i].text))
-            continue;
-        if (raw)
-            report_error("%s", rules[i].raw_text);
-        else
-            report_error("%s is not available in qcowkit %s; nothing was changed", rules[i].text,
-                         qk_version());
-        return 1;
-    }
-    return -1;
+    if (!opts_given(c->opts, 'c') || !c->target_format || strcmp(c->target_format, "raw"))
+        return -1;
+    report_error("Compression not supported for this file format");
+    return 1;
 }
 
 static int parse_snapshot(struct convert *c)
@@ -437,6 +422,16 @@ static int copy(struct convert *c, struct qk_disk *target)
     return ret < 0;
 }
 
+static int copy_all(struct convert *c, struct qk_disk *target)
+{
+    if (!opts_given(c->opts, OPT_BITMAPS))
+        return copy(c, target);
+    int status = bitmaps_judge_target(target);
+    if (status < 0)
+        status = copy(c, target);
+    return status ? status : bitmaps_copy(c->source[0], target);
+}
+
 static int convert_into_target(struct convert *c)
 {
     int status = set_backing(c);
@@ -451,8 +446,24 @@ static int convert_into_target(struct convert *c)
         return 1;
     struct qk_info info = QK_INFO_INIT;
     bool same = qk_disk_info(target, &info, NULL) == 0 && overwrites_source(c, info.data_file_full);
-    status = same ? 1 : copy(c, target);
+    status = same ? 1 : copy_all(c, target);
     return close_image(target) | status;
+}
+
+static int judge_bitmaps(const struct convert *c)
+{
+    if (!opts_given(c->opts, OPT_BITMAPS))
+        return -1;
+    if (c->source_count > 1) {
+        report_error("Copying bitmaps only possible with single source");
+        return 1;
+    }
+    int status = bitmaps_judge_source(c->source[0], opts_given(c->opts, OPT_SKIP_BROKEN));
+    if (status < 0 && c->target_format && !strcmp(c->target_format, "raw")) {
+        report_error("Format driver 'raw' does not support bitmaps");
+        status = 1;
+    }
+    return status;
 }
 
 static int open_sources(struct convert *c)
@@ -464,7 +475,7 @@ static int open_sources(struct convert *c)
     for (size_t i = 0; opts_given(c->opts, 'U') && i < c->source_count; i++)
         if (source_is_target(c->source[i], c->target_name))
             return 1;
-    return -1;
+    return judge_bitmaps(c);
 }
 
 static int run(struct convert *c)
