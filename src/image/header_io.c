@@ -98,9 +98,20 @@ int header_io_write(struct image *img, struct qk_error *err)
     return ret;
 }
 
-void header_io_restore(struct image *img)
+/* header_lock held */
+static int write_sector(struct image *img, uint64_t sector, struct qk_error *err)
 {
-    bool stable = header_io_write(img, NULL) == 0 && io_flush(img->file, NULL) == 0;
+    header_encode(&img->h, img->header_cluster);
+    uint64_t off = sector * HEADER_SECTOR;
+    int ret = io_write(img->file, off, img->header_cluster + off, HEADER_SECTOR, 0, err);
+    image_note_unsynced(img);
+    return ret < 0 ? ret : io_flush(img->file, err);
+}
+
+void header_io_restore(struct image *img, uint64_t sector)
+{
+    bool stable = write_sector(img, sector, NULL) == 0;
+    img->uncertain_sector = sector;
     __atomic_store_n(&img->header_uncertain, !stable, __ATOMIC_RELEASE);
 }
 
@@ -109,9 +120,7 @@ int header_io_settle(struct image *img, struct qk_error *err)
     if (!__atomic_load_n(&img->header_uncertain, __ATOMIC_ACQUIRE))
         return 0;
     LOCK_SCOPE(&img->header_lock);
-    int ret = header_io_write(img, err);
-    if (ret == 0)
-        ret = io_flush(img->file, err);
+    int ret = write_sector(img, img->uncertain_sector, err);
     if (ret == 0)
         __atomic_store_n(&img->header_uncertain, false, __ATOMIC_RELEASE);
     return ret;

@@ -176,9 +176,14 @@ static int write_switch(struct switching *s, uint64_t sector, struct qk_error *e
         ret = write_range(s, end, s->img->g.cluster_bytes, err);
     if (ret == 0)
         ret = io_flush(s->img->file, err);
+    if (ret < 0)
+        return ret;
+    ret = write_range(s, start, end, err);
     if (ret == 0)
-        ret = write_range(s, start, end, err);
-    return ret < 0 ? ret : io_flush(s->img->file, err);
+        ret = io_flush(s->img->file, err);
+    if (ret < 0)
+        header_io_restore(s->img, sector);
+    return ret;
 }
 
 static int prepare(struct switching *s, const struct header_change *change, struct qk_error *err)

@@ -102,6 +102,7 @@ struct image {
     bool writing_begun; /* atomic: header is prepared for writes */
     bool lazy;          /* refcounts are written at close only, dirty bit is set */
     bool header_uncertain; /* atomic: a write of the header failed, see header_io_restore */
+    uint64_t uncertain_sector; /* of the header cluster */
     bool corrupt;       /* atomic: overlap found; no more writes */
 };
 
@@ -173,6 +174,8 @@ struct map_extent {
  * file when it has host clusters. */
 int image_map(struct image *img, guest_off_t off, uint64_t len, struct map_extent *ext,
               struct qk_error *err);
+/* Changes an L1 entry in memory; the next writeback writes it. alloc_lock held, or the whole disk. */
+void l1_set(struct image *img, uint64_t index, uint64_t raw);
 /* Host offset of the L2 table for `off`, allocated or copied when it is not ours alone. */
 int l2_table_writable(struct image *img, guest_off_t off, uint64_t *table_off,
                       struct qk_error *err);
@@ -318,8 +321,8 @@ int header_io_parse_cluster(struct image *img, struct qk_error *err);
 
 /* ---- header_switch.c ---- */
 /* After a write of the header that failed, with img->h as it was before: the file may show either,
- * so what was before is written again. header_lock held. */
-void header_io_restore(struct image *img);
+ * so what was before is written again, in the sector of 512 bytes. header_lock held. */
+void header_io_restore(struct image *img, uint64_t sector);
 /* When that failed, too: tries anew. Before this succeeds no metadata is written. */
 int header_io_settle(struct image *img, struct qk_error *err);
 /* What changes beyond the fixed fields. Members that are NULL stay as they are. */

@@ -410,7 +410,7 @@ static int switch_header(struct rewidth *w, struct qk_error *err)
         ret = io_flush(img->file, err);
     if (ret < 0) {
         set_header(img, &old);
-        header_io_restore(img);
+        header_io_restore(img, 0);
     }
     return ret;
 }
@@ -531,10 +531,8 @@ int refcount_width_judge(struct image *img, unsigned order, struct qk_error *err
 {
     struct rewidth w;
     int ret = begin(&w, img, order, err);
-    if (ret == 0) {
-        LOCK_SCOPE(&img->alloc_lock);
+    if (ret == 0)
         ret = judge(&w, err);
-    }
     end(&w);
     return ret;
 }
@@ -545,10 +543,8 @@ int refcount_width_change(struct image *img, unsigned order, const struct qk_pro
     struct rewidth w;
     int ret = begin(&w, img, order, err);
     w.progress = progress;
-    if (ret == 0) {
-        LOCK_SCOPE(&img->alloc_lock);
+    if (ret == 0)
         ret = change(&w, err);
-    }
     end(&w);
     return ret;
 }

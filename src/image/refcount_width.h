@@ -1,7 +1,7 @@
 /*
  * refcount_width.h - another width for an image's refcounts: a new refcount structure is written
  * beside the old one and one header write switches (doc/design/resize-amend.md). Relies on the
- * whole disk being held and on a writeback that left nothing in memory.
+ * whole disk being held and on a frozen image (image_freeze).
  */
 #ifndef QK_IMAGE_REFCOUNT_WIDTH_H
 #define QK_IMAGE_REFCOUNT_WIDTH_H

@@ -63,7 +63,7 @@ int header_set_l1(struct image *img, uint64_t l1_off, uint32_t l1_entries, uint6
         img->h.l1_entries = old_entries;
         __atomic_store_n(&img->h.size_bytes, old_size, __ATOMIC_RELAXED);
         pthread_rwlock_unlock(&img->tables_lock);
-        header_io_restore(img);
+        header_io_restore(img, 0);
     }
     return ret;
 }
