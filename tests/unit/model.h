@@ -100,6 +100,16 @@ static inline void add_options(char *text, const char **list, size_t count)
     list[count] = NULL;
 }
 
+/* The secret "s" of encrypted shapes. */
+static inline const struct qk_secrets *model_secrets(void)
+{
+    static struct qk_secrets *secrets;
+
+    if (!secrets && qk_secrets_new(&secrets, NULL) == 0)
+        qk_secrets_add(secrets, "s", "model", 5, NULL);
+    return secrets;
+}
+
 static inline int create_image(const char *path, const char *format, uint64_t size,
                                const char *options, struct qk_error *err)
 {
@@ -109,7 +119,9 @@ static inline int create_image(const char *path, const char *format, uint64_t si
     snprintf(size_text, sizeof(size_text), "size=%" PRIu64, size);
     snprintf(text, sizeof(text), "%s", options);
     add_options(text, list, 1);
-    return qk_create(path, format, list, err);
+    struct qk_create_context context = QK_CREATE_CONTEXT_INIT;
+    context.secrets = model_secrets();
+    return qk_create_with(path, format, list, &context, err);
 }
 
 /* The backing file: random bytes in most of it. Its bytes enter the model. */
@@ -142,13 +154,19 @@ static inline bool subject_make_base(struct subject *s)
 
 static inline bool subject_open(struct subject *s)
 {
-    const char *options[] = {s->shape->open, NULL};
+    const char *options[3] = {NULL};
+    size_t count = 0;
     struct qk_open_options open = QK_OPEN_OPTIONS_INIT;
     struct qk_error err = {0};
 
     open.flags = QK_OPEN_RDWR;
     open.format = "qcow2";
-    open.options = s->shape->open ? options : NULL;
+    if (s->shape->open)
+        options[count++] = s->shape->open;
+    if (strstr(s->shape->create, "encrypt."))
+        options[count++] = "encrypt.key-secret=s";
+    open.options = options;
+    open.secrets = model_secrets();
     return subject_ok(s, qk_disk_open(s->path, &open, &s->disk, &err) == 0, "open", &err) &&
            subject_ok(s, qk_disk_size(s->disk) == s->size, "size after open", NULL);
 }

@@ -5,6 +5,8 @@
  */
 #include "model.h"
 
+#define LUKS "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=1,"
+
 static const struct shape shapes[] = {
     {"cluster_size=512", 512, 700, BACKING_NONE, NULL, false},
     {"cluster_size=512,refcount_bits=1", 512, 700, BACKING_RAW, "l2-cache-size=2048", false},
@@ -33,6 +35,15 @@ static const struct shape shapes[] = {
     {"extended_l2=on,cluster_size=65536,preallocation=metadata", 65536, 30, BACKING_LONGER, NULL,
      false},
     {"extended_l2=on,cluster_size=2097152", 2097152, 4, BACKING_QCOW2, NULL, false},
+    {LUKS "cluster_size=512", 512, 300, BACKING_SHORTER, NULL, false},
+    {LUKS "cluster_size=4096,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,"
+          "preallocation=metadata",
+     4096, 150, BACKING_NONE, "discard=unmap", false},
+    {LUKS "cluster_size=65536,encrypt.cipher-alg=aes-128", 65536, 30, BACKING_RAW, NULL, false},
+    {LUKS "cluster_size=16384,extended_l2=on", 16384, 60, BACKING_QCOW2, NULL, false},
+    {LUKS "cluster_size=4096,compat=0.10", 4096, 100, BACKING_NONE, NULL, true},
+    {"encrypt.format=aes,encrypt.key-secret=s,cluster_size=4096", 4096, 150, BACKING_LONGER, NULL,
+     false},
 };
 
 struct range {

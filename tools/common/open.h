@@ -12,10 +12,10 @@ struct image_request {
     const char *format;         /* -f; NULL: probe */
     const char *snapshot;       /* -l; NULL: the active state */
     const char *const *options; /* further "key=value", NULL-terminated; or NULL */
-    const struct qk_secrets *secrets; /* of --object; or NULL */
     unsigned flags;             /* of enum qk_open_flag */
     bool image_opts;            /* the name is a list of options */
     bool quiet;
+    const struct qk_secrets *secrets; /* of --object; or NULL */
 };
 
 /* The modes of -t and -T -> QK_OPEN_* flags. False: unknown mode (nothing printed). */
