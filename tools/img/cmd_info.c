@@ -8,12 +8,12 @@
 #include "common/report.h"
 #include "common/rows.h"
 #include "img/commands.h"
+#include "img/snapshot_rows.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 
 enum { OPT_CHAIN = OPT_LOCAL };
 
@@ -73,15 +73,7 @@ static const char *const key_order[] = {
     "dirty-flag",
     /* snapshots, bitmaps */
     "flags",
-    "icount",
-    "vm-clock-nsec",
-    "name",
-    "granularity",
-    "date-sec",
-    "date-nsec",
-    "vm-clock-sec",
-    "id",
-    "vm-state-size",
+    SNAPSHOT_KEYS,
     /* format-specific */
     "type",
     "data",
@@ -97,63 +89,6 @@ static const char *const key_order[] = {
     "extended-l2",
     NULL,
 };
-
-/* ---- snapshots --------------------------------------------------------------------------- */
-
-#define NSEC_PER_SEC UINT64_C(1000000000)
-
-/* One line of the table. Long ids and names push the rest to the right. */
-static char *snapshot_line(const struct qk_snapshot_info *snapshot)
-{
-    char size[QK_SIZE_TEXT_MAX], date[64] = "", clock[64], icount[32] = "";
-    struct tm tm;
-    time_t when = (time_t)snapshot->date_sec;
-    if (localtime_r(&when, &tm))
-        strftime(date, sizeof(date), "%Y-%m-%d %H:%M:%S", &tm);
-    uint64_t seconds = snapshot->vm_clock_ns / NSEC_PER_SEC;
-    snprintf(clock, sizeof(clock), "%02" PRIu64 ":%02" PRIu64 ":%02" PRIu64 ".%03" PRIu64,
-             seconds / 3600, seconds / 60 % 60, seconds % 60,
-             snapshot->vm_clock_ns % NSEC_PER_SEC / 1000000);
-    if (snapshot->icount != QK_OFFSET_NONE)
-        snprintf(icount, sizeof(icount), "%" PRIu64, snapshot->icount);
-    return xprintf("%-9s %-16s %8s%20s%13s%11s\n", snapshot->id, snapshot->name,
-                   qk_format_size(snapshot->vm_state_size, size), date, clock, icount);
-}
-
-static void add_snapshot_json(struct rows *list, const struct qk_snapshot_info *snapshot)
-{
-    struct rows *rows = rows_object(list, NULL, NULL);
-    if (snapshot->icount != QK_OFFSET_NONE)
-        rows_uint(rows, "icount", NULL, snapshot->icount);
-    rows_uint(rows, "vm-clock-nsec", NULL, snapshot->vm_clock_ns % NSEC_PER_SEC);
-    rows_text(rows, "name", NULL, snapshot->name);
-    rows_int(rows, "date-sec", NULL, snapshot->date_sec);
-    rows_uint(rows, "date-nsec", NULL, snapshot->date_nsec);
-    rows_uint(rows, "vm-clock-sec", NULL, snapshot->vm_clock_ns / NSEC_PER_SEC);
-    rows_text(rows, "id", NULL, snapshot->id);
-    rows_uint(rows, "vm-state-size", NULL, snapshot->vm_state_size);
-}
-
-static int add_snapshots(struct rows *rows, struct qk_disk *disk, uint32_t count,
-                         struct qk_error *err)
-{
-    if (!count)
-        return 0;
-    struct rows *list = rows_list(rows, "snapshots", NULL);
-    TEXT_CLEANUP char *head = xprintf("Snapshot list:\n%-9s %-16s %8s%20s%13s%11s\n", "ID", "TAG",
-                                      "VM SIZE", "DATE", "VM CLOCK", "ICOUNT");
-    rows_block(rows, head);
-    for (uint32_t i = 0; i < count; i++) {
-        struct qk_snapshot_info snapshot = QK_SNAPSHOT_INFO_INIT;
-        int ret = qk_disk_snapshot(disk, i, &snapshot, err);
-        if (ret)
-            return ret;
-        add_snapshot_json(list, &snapshot);
-        TEXT_CLEANUP char *line = snapshot_line(&snapshot);
-        rows_block(rows, line);
-    }
-    return 0;
-}
 
 /* ---- one image --------------------------------------------------------------------------- */
 
@@ -199,7 +134,7 @@ static int describe(struct qk_disk *disk, const struct qk_info *info, struct row
 {
     add_general(rows, info);
     add_backing(rows, info);
-    int ret = add_snapshots(rows, disk, info->snapshot_count, err);
+    int ret = snapshot_rows(rows, disk, 0, err);
     if (!ret)
         ret = image_info_specific(rows, disk, info, err);
     return ret;

@@ -57,5 +57,3 @@ static int refuse(const struct cmd_desc *desc, int argc, char **argv)
 
 REFUSED(amend, "change the options of an image in place", "-o OPTIONS FILENAME",
         "convert into a new image with the options wanted")
-REFUSED(snapshot, "list, make, apply or delete internal snapshots", "FILENAME",
-        "`info` lists the snapshots of an image")
