@@ -56,21 +56,29 @@ static bool same(const struct said *a, const struct said *b)
            !memcmp(a->ext, b->ext, sizeof(a->ext));
 }
 
-/* One state after a power cut: entries below `stable` are there, of the others some sectors. */
-static void expect_old_or_new(struct qk_io *trace, size_t from, size_t stable, size_t end,
-                              const struct said both[2], const uint8_t *before, size_t size)
+/* One change of the header: what was before, what both states say, and where its log begins. */
+struct seen {
+    struct qk_io *trace;
+    size_t from;
+    const uint8_t *before;
+    size_t size;
+    struct said both[2];
+};
+
+/* One state after a power cut behind entry `end`: stable entries are there, others in part. */
+static void expect_old_or_new(const struct seen *seen, size_t end)
 {
     struct qk_io *disk;
-    CHECK_OK(io_mem_open(before, size, 0, &disk, NULL));
-    for (size_t i = from; i < end; i++) {
-        const struct trace_entry *e = trace_get(trace, i);
+    size_t len, stable = trace_stable_before(seen->trace, end);
+    CHECK_OK(io_mem_open(seen->before, seen->size, 0, &disk, NULL));
+    for (size_t i = seen->from; i < end; i++) {
+        const struct trace_entry *e = trace_get(seen->trace, i);
         for (uint64_t at = 0; at < e->len && e->kind == TRACE_WRITE; at += 512)
             if (i < stable || rand() % 2)
                 CHECK_OK(trace_replay_part(e, at, 512, disk, NULL));
     }
-    size_t len;
-    struct said now = say(io_mem_data(disk, &len), size);
-    CHECK(same(&now, &both[0]) || same(&now, &both[1]));
+    struct said now = say(io_mem_data(disk, &len), seen->size);
+    CHECK(same(&now, &seen->both[0]) || same(&now, &seen->both[1]));
     io_close(disk, NULL);
 }
 
@@ -135,25 +143,27 @@ static struct qk_io *new_image(uint32_t cluster_bits, struct qk_io **trace)
 /* Returns whether the change was possible. */
 static bool one_change(struct image *img, struct qk_io *mem, struct qk_io *trace)
 {
-    size_t len, size = img->g.cluster_bytes, from = trace_count(trace);
+    size_t len, size = img->g.cluster_bytes;
     uint8_t *before = malloc(size);
     memcpy(before, io_mem_data(mem, &len), size);
+    struct seen seen = {trace, trace_count(trace), before, size, {{0}}};
     struct wish w;
     make_wish(&w, img);
     int ret = header_io_switch(img, &w.change, NULL);
     CHECK(ret == 0 || ret == -ENOSPC);
-    struct said both[2] = {say(before, size), say(io_mem_data(mem, &len), size)};
+    seen.both[0] = say(before, size);
+    seen.both[1] = say(io_mem_data(mem, &len), size);
     if (ret == 0)
-        expect_wish(&w, both);
+        expect_wish(&w, seen.both);
     else
         CHECK(!memcmp(before, io_mem_data(mem, &len), size));
-    for (size_t end = from; end <= trace_count(trace); end++)
+    size_t count = trace_count(trace);
+    for (size_t end = seen.from; end <= count; end++)
         for (int k = 0; k < 8; k++)
-            expect_old_or_new(trace, from, trace_stable_before(trace, end), end, both, before,
-                              size);
+            expect_old_or_new(&seen, end);
     /* The last entry is the flush that makes all before it stable. */
     if (ret == 0)
-        CHECK_EQ(trace_stable_before(trace, trace_count(trace)), trace_count(trace) - 1);
+        CHECK_EQ(trace_stable_before(trace, count), count - 1);
     free(before);
     return ret == 0;
 }
