@@ -110,8 +110,13 @@ int data_raw_zero(struct image *img, guest_off_t off, uint64_t len, unsigned fla
     return 0;
 }
 
+/* Whole clusters, as in any other image; the last one ends with the disk. */
 int data_raw_discard(struct image *img, guest_off_t off, uint64_t len, struct qk_error *err)
 {
+    const uint64_t size = image_size(img), cluster = img->g.cluster_bytes;
+    uint64_t end = off.v + len == size ? size : round_down(off.v + len, cluster);
+    off = guest_off(round_up(off.v, cluster));
+    len = end > off.v ? end - off.v : 0;
     if (!img->opts.discard_to_file || !img->data)
         return 0;
     for (uint64_t done = 0; done < len;) {
