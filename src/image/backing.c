@@ -3,7 +3,7 @@
  * all clusters that hide it. What has to be the same for the guest before and after is up to the
  * caller; here each step is stable before the next one.
  */
-#include "image/image_int.h"
+#include "image/l2_walk.h"
 
 #define BACKING_NAME_MAX 1023 /* Format, "Header": backing_file_size */
 
@@ -36,28 +36,26 @@ int image_change_backing(struct image *img, const char *name, const char *format
 
 /* ---- giving up the clusters ---- */
 
-static bool forget_entry(void *opaque, uint64_t index, struct l2_entry old, struct l2_entry *entry)
-{
-    (void)opaque;
-    (void)index;
-    *entry = (struct l2_entry){0};
-    return old.raw || old.bitmap;
-}
-
+/* The entries of L1 go first, together; once that is stable their tables and clusters are free.
+ * What a crash leaves of them between is references that hold, and leaks. */
 static int empty_held(struct image *img, struct qk_error *err)
 {
-    const uint64_t table_bytes = (uint64_t)img->g.l2_entries << img->g.cluster_bits;
-    const uint64_t end = image_size(img);
+    struct l2_table_vec tables = {0};
+    uint64_t needed = geometry_l1_entries(&img->g, image_size(img));
+    uint32_t count = (uint32_t)min_u64(needed, img->l1_count);
     int ret = image_begin_writing(img, err);
-    for (uint64_t off = 0; off < end && ret == 0; off += table_bytes) {
-        if (!l1_load(img, image_l1_index(img, guest_off(off))))
-            continue;
-        uint64_t bytes = min_u64(end - off, table_bytes);
-        ret = l2_change(img, guest_off(off), div_round_up(bytes, img->g.cluster_bytes),
-                        forget_entry, NULL, err);
-        if (ret == 0)
-            ret = image_throttle(img, err);
-    }
+    if (ret == 0)
+        ret = image_writeback(img, true, err);
+    if (ret == 0)
+        ret = l2_tables_of(img, img->l1, count, &tables, err);
+    for (uint32_t i = 0; i < count && ret == 0; i++)
+        if (l1_load(img, i))
+            l1_set(img, i, 0);
+    if (ret == 0)
+        ret = image_writeback(img, false, err);
+    if (ret == 0)
+        ret = l2_tables_drop(img, &tables, err);
+    l2_table_vec_free(&tables);
     return ret < 0 ? ret : image_writeback(img, false, err);
 }
 

@@ -174,7 +174,7 @@ struct map_extent {
  * file when it has host clusters. */
 int image_map(struct image *img, guest_off_t off, uint64_t len, struct map_extent *ext,
               struct qk_error *err);
-/* Changes an L1 entry in memory; the next writeback writes it. alloc_lock held, or the whole disk. */
+/* Changes an L1 entry; the next writeback writes it. alloc_lock held, or the whole disk. */
 void l1_set(struct image *img, uint64_t index, uint64_t raw);
 /* Host offset of the L2 table for `off`, allocated or copied when it is not ours alone. */
 int l2_table_writable(struct image *img, guest_off_t off, uint64_t *table_off,
@@ -304,6 +304,10 @@ int image_shrink_held(struct image *img, uint64_t size, struct qk_error *err);
 /* Before the disk grows to `size` bytes: machine state that would become part of it is zeroed. The
  * caller holds the whole disk. */
 int image_vm_state_forget(struct image *img, uint64_t size, struct qk_error *err);
+
+/* ---- snapshot_table.c ---- */
+/* The image, which is being opened to be read, shows the snapshot from here on. -ENOENT */
+int snapshot_show(struct image *img, const struct snapshot_key *key, struct qk_error *err);
 
 /* ---- flush.c ---- */
 /* Writes all metadata in its order; final: also the refcounts of a lazy image. */

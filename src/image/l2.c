@@ -179,7 +179,7 @@ int image_map(struct image *img, guest_off_t off, uint64_t len, struct map_exten
 
 /* ---- tables that may be written ---- */
 
-static void l1_set(struct image *img, uint64_t index, uint64_t raw)
+void l1_set(struct image *img, uint64_t index, uint64_t raw)
 {
     __atomic_store_n(&img->l1[index], raw, __ATOMIC_RELEASE);
     img->l1_dirty[index / 64 / 64] |= UINT64_C(1) << (index / 64 % 64);

@@ -41,4 +41,8 @@ typedef int (*l2_run_fn)(void *opaque, struct cluster_run run, struct qk_error *
 int l2_table_runs(struct image *img, const struct l2_table *table, const uint8_t *bytes,
                   l2_run_fn fn, void *opaque, struct qk_error *err);
 
+/* shrink.c: on stable storage the active L1 names these tables no more; gives back the reference to
+ * each and those that its entries had. */
+int l2_tables_drop(struct image *img, const struct l2_table_vec *tables, struct qk_error *err);
+
 #endif

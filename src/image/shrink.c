@@ -58,8 +58,7 @@ static int drop_table(void *opaque, const struct l2_table *table, uint8_t *bytes
     return ret == 0 && d->runs.len > DROP_RUNS_MAX ? release(d, err) : ret;
 }
 
-/* On stable storage nothing names these tables any more, as far as the active L1 goes. */
-static int drop_tables(struct image *img, const struct l2_table_vec *tables, struct qk_error *err)
+int l2_tables_drop(struct image *img, const struct l2_table_vec *tables, struct qk_error *err)
 {
     struct drop d = {.img = img};
     io_event(img->file, "l1_shrink_free_l2_clusters");
@@ -118,7 +117,7 @@ static int cut(struct image *img, uint64_t size, const struct l2_table_vec *tabl
 {
     int ret = cut_last_table(img, size, err);
     if (ret == 0)
-        ret = drop_tables(img, tables, err);
+        ret = l2_tables_drop(img, tables, err);
     if (ret == 0)
         ret = zero_last_cluster(img, size, err);
     if (ret == 0)

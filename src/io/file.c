@@ -29,7 +29,8 @@ static int reopen_descriptor(const struct file_store *file, bool writable, struc
     char path[40];
     int old = fcntl(file->fd, F_GETFL);
     snprintf(path, sizeof(path), "/proc/self/fd/%d", file->fd);
-    int flags = O_CLOEXEC | O_NOCTTY | (old & (O_DIRECT | O_DSYNC)) | (writable ? O_RDWR : O_RDONLY);
+    int flags = O_CLOEXEC | O_NOCTTY | (writable ? O_RDWR : O_RDONLY);
+    flags |= old & (O_DIRECT | O_DSYNC);
     int fd = old < 0 ? -1 : open(path, flags);
     return fd < 0 ? qk_fail_errno(err, -errno, "Could not reopen '%s'", file->io.name) : fd;
 }

@@ -192,7 +192,9 @@ static int commit_into_base(struct commit *c, const struct qk_commit_options *op
         ret = grow_base(c, err);
     if (ret == 0)
         ret = copy_up(c, opts, err);
-    return ret < 0 ? ret : io_flush(&c->base->io, err);
+    if (ret == 0)
+        ret = io_flush(&c->base->io, err);
+    return ret < 0 ? qk_error_prefix(err, "Block job failed") : 0;
 }
 
 int qk_commit(struct qk_disk *disk, const struct qk_commit_options *options, struct qk_error *err)

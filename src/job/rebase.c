@@ -13,6 +13,7 @@
 #include "job/zero.h"
 #include "node/driver.h"
 #include "node/name.h"
+#include "node/qcow2_options.h"
 
 #include <string.h>
 
@@ -375,6 +376,9 @@ int qk_rebase(struct qk_disk *disk, const struct qk_rebase_options *options, str
     if (opts.flags & QK_REBASE_HEADER_ONLY)
         return change_header_only(&r, &opts, err);
     ret = find_new(&r, &opts, err);
+    /* unallocated clusters are no zeroes to rely on any more: those that are written must stay */
+    if (ret == 0 && !r.old && !r.top->blank)
+        ret = qcow2_stand_in(r.top, err);
     if (ret == 0)
         ret = copy_differences(&r, &opts, err);
     if (ret == 0)

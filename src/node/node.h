@@ -88,6 +88,7 @@ struct open_request {
     enum node_role role;
     enum qk_policy policy;
     const struct qk_secrets *secrets; /* NULL: none */
+    const struct snapshot_key *snapshot; /* to show instead of the active state; NULL: none */
     const struct chain_link *above;
     struct options opts;
 };
@@ -125,8 +126,8 @@ int chain_refuse_loop(const struct chain_link *link, const char *below, struct q
 int chain_backing_name(const struct node *node, const char *name, char **full,
                        struct qk_error *err);
 
-/* The layer below `top` that `name` means: a file name is relative to the layer above it, others are
- * as that layer is shown. NULL: there is none. */
+/* The layer below `top` that `name` means: a file name is relative to the layer above it, others
+ * are as that layer is shown. NULL: there is none. */
 struct node *chain_find_layer(struct node *top, const char *name);
 /* -ELOOP when the chain that begins at file `name` has the file of `node` in it. What cannot be
  * opened ends the search. */

@@ -93,6 +93,7 @@ static int qcow2_open(struct node *node, struct open_request *req, struct qk_err
         .writable = node->flags & QK_OPEN_RDWR,
         .for_check = node->flags & QK_OPEN_CHECK,
         .describe = node_only_described(node),
+        .snapshot = req->snapshot,
     };
     struct qcow2_encryption encryption;
     qcow2_take_encryption(req, &encryption);

@@ -92,6 +92,6 @@ int cmd_rebase(int argc, char **argv)
     if (opts.operand_count != 1)
         return usage_error("Expecting one image file name");
     if (!opts_given(&opts, 'u') && !opts_given(&opts, 'b'))
-        return usage_error("Must specify backing file (-b) or use simple mode (-u)");
+        return usage_error("Must specify backing file (-b) or use unsafe mode (-u)");
     return run(&opts, opts.operand[0], &request);
 }
