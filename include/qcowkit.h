@@ -126,9 +126,11 @@ struct qk_open_options {
     const char *format;         /* "qcow2", "raw", ...; NULL: probe */
     const char *const *options; /* NULL-terminated "key=value", dotted keys as in --image-opts:
                                    "l2-cache-size=4M", "file.locking=off"; NULL: none */
-    const char *snapshot;       /* id or name of an internal snapshot to show read-only; or NULL */
+    const char *snapshot;       /* id, or else name, of an internal snapshot to show read-only: its
+                                   content, and its size; or NULL */
     const struct qk_secrets *secrets; /* that options name ("encrypt.key-secret=ID"), for as long as
                                          the call; or NULL */
+    const char *snapshot_id, *snapshot_name; /* the same for one that has both (NULL: any) */
 };
 #define QK_OPEN_OPTIONS_INIT                                                                       \
     {                                                                                              \
@@ -499,6 +501,40 @@ struct qk_progress {
     int (*report)(void *opaque, uint64_t done, uint64_t total);
     void *opaque;
 };
+
+/* ---- amend ------------------------------------------------------------------------------- */
+
+/* The options that qk_disk_amend takes for `format`; *count gets their number. NULL: none. Static
+ * storage. MT-safe. */
+QK_API const struct qk_option_desc *qk_amend_options(const char *format, size_t *count);
+
+/* FORCE: also what loses data or keys for good (a smaller size, erasing the last key slot). */
+enum qk_amend_flag { QK_AMEND_FORCE = 1u << 0 };
+
+struct qk_amend_settings {
+    size_t struct_size;
+    unsigned flags;                   /* of enum qk_amend_flag */
+    const struct qk_secrets *secrets; /* for encrypt.*-secret; or NULL */
+    struct qk_progress progress;
+};
+#define QK_AMEND_SETTINGS_INIT                                                                     \
+    {                                                                                              \
+        .struct_size = sizeof(struct qk_amend_settings)                                            \
+    }
+
+/*
+ * Changes options of the image of `disk`, opened with QK_OPEN_RDWR: a NULL-terminated list of
+ * "key=value" with the keys of qk_amend_options. All is judged before anything changes; then the
+ * steps (version up, refcount width, names, key slots, size, lazy refcounts, version down) follow
+ * one another, each safe against crashes and errors by itself and stable before the next: a
+ * failure leaves the image valid, with the content it had. `settings` may be NULL. Another refcount
+ * width takes room for the new refcount blocks in the file, and memory for the refcount table and
+ * 4 MiB. -EINVAL: unknown or wrong option, a refcount that does not fit (the cluster is named);
+ * -ENOTSUP: format, or a feature that the older version does not have; -ENOSPC, -ECANCELED.
+ * Exclusive (section "Header").
+ */
+QK_API int qk_disk_amend(struct qk_disk *disk, const char *const *options,
+                         const struct qk_amend_settings *settings, struct qk_error *err);
 
 /* ---- check and repair -------------------------------------------------------------------- */
 

@@ -269,6 +269,11 @@ static int with_whole_disk(struct image *img, const struct amend_params *p,
     return ret;
 }
 
+int image_amend_judge(struct image *img, const struct amend_params *p, struct qk_error *err)
+{
+    return with_whole_disk(img, p, judge, err);
+}
+
 int image_amend(struct image *img, const struct amend_params *p, struct qk_error *err)
 {
     int ret = with_whole_disk(img, p, amend_before_size, err);

@@ -38,6 +38,8 @@ struct image_secret {
     size_t len;
 };
 
+struct snapshot_key; /* snapshots.h */
+
 struct image_options {
     bool writable;
     bool for_check;                /* tolerate corrupt bit and damage that a check can describe */
@@ -54,6 +56,8 @@ struct image_options {
     const struct image_secret *secret; /* of an encrypted image; looked at while it is opened, and
                                           not at all with for_check or describe */
     const struct image *unlocked;      /* the same image, open already: its key serves */
+    const struct snapshot_key *snapshot; /* borrowed for the call: shows that one instead of the
+                                            active state, read-only; NULL: none */
     bool discard_to_file;          /* punch holes for freed clusters (discard=unmap) */
 };
 /* Covers 1 TiB with 64 KiB clusters; taken only as slices are used. */
@@ -182,6 +186,8 @@ struct amend_params {
  * QEMU's words; -ECANCELED by progress. Exclusive with respect to other changes of shape.
  */
 int image_amend(struct image *img, const struct amend_params *params, struct qk_error *err);
+/* Only the judgement. */
+int image_amend_judge(struct image *img, const struct amend_params *params, struct qk_error *err);
 
 /* ---- machine state, saved behind the disk (vm_state.c) ---- */
 /* Its guest address, behind all that L1 entries of the disk cover; QK_OFFSET_NONE: no room. */

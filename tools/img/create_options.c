@@ -73,6 +73,22 @@ int create_show_options(const char *filename, const char *format)
     return 0;
 }
 
+int amend_show_options(const char *format)
+{
+    size_t count;
+    const struct qk_option_desc *own = qk_amend_options(format, &count);
+    if (!own) {
+        report_error("Format driver '%s' does not support option amendment", format);
+        return 1;
+    }
+    struct qk_option_desc *list = xmalloc(count * sizeof(*list));
+    memcpy(list, own, count * sizeof(*list));
+    printf("Amend options for '%s':\n", format);
+    print_options(list, count);
+    free(list);
+    return 0;
+}
+
 static bool format_takes(const char *format, const char *option)
 {
     size_t count;

@@ -10,6 +10,9 @@
 /* Prints what `-o` takes for a format; with a file name also what the file takes. 0 or 1. */
 int create_show_options(const char *filename, const char *format);
 
+/* Prints what `amend -o` takes for a format. 0 or 1. */
+int amend_show_options(const char *format);
+
 struct create_backing {
     const char *format;             /* of the new image */
     const char *file, *file_format; /* -b/-B and -F; NULL: not given */

@@ -1,11 +1,5 @@
-/*
- * verbs.c - the table of the qemu-img face's verbs, and the verbs that are refused because the
- * engine does not do their work yet. A refusal opens nothing and changes nothing.
- */
-#include "common/report.h"
+/* verbs.c - the table of the qemu-img face's verbs. */
 #include "img/commands.h"
-
-#include <string.h>
 
 const struct verb img_verbs[] = {
     {&desc_amend, cmd_amend},
@@ -25,35 +19,3 @@ const struct verb img_verbs[] = {
     {&desc_snapshot, cmd_snapshot},
     {NULL, NULL},
 };
-
-static const struct opt_desc no_options[] = {OPT_END};
-
-#define REFUSED(verb_, summary_, operands_, instead_)                                              \
-    const struct cmd_desc desc_##verb_ = {                                                         \
-        .name = #verb_,                                                                            \
-        .summary = summary_,                                                                       \
-        .operands = operands_,                                                                     \
-        .options = no_options,                                                                     \
-        .refusal = instead_,                                                                       \
-    };                                                                                             \
-    int cmd_##verb_(int argc, char **argv)                                                         \
-    {                                                                                              \
-        return refuse(&desc_##verb_, argc, argv);                                                  \
-    }
-
-/* Takes any options: a script shall see the refusal, not a complaint about an option. */
-static int refuse(const struct cmd_desc *desc, int argc, char **argv)
-{
-    for (int i = 1; i < argc; i++) {
-        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
-            opts_help(desc);
-            return 0;
-        }
-    }
-    report_error("'%s' is not available in qcowkit %s; nothing was changed (%s)", desc->name,
-                 qk_version(), desc->refusal);
-    return 1;
-}
-
-REFUSED(amend, "change the options of an image in place", "-o OPTIONS FILENAME",
-        "convert into a new image with the options wanted")
