@@ -304,7 +304,7 @@ int bitmaps_store(struct image *img, bool last, struct cluster_run_vec *removed,
         for (size_t i = 0; i < s.taken.len; i++)
             alloc_undo(img, s.taken.ptr[i]);
     } else {
-        /* After a failed switch the disk may name either state: both stay. */
+        /* Whichever state a failed switch leaves on disk, nobody knows for certain: both stay. */
         ret = switch_header(&s, err);
         if (ret == 0)
             ret = adopt(&s, err);

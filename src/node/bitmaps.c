@@ -55,9 +55,9 @@ int qk_disk_bitmap_add(struct qk_disk *disk, const char *name, uint64_t granular
 {
     if (!*name)
         return qk_fail(err, -EINVAL, "Bitmap name cannot be empty");
-    /* A size beyond 32 bits is none either: QEMU takes it for 0, and says this. */
+    /* Beyond 32 bits QEMU says this; below, that it exceeds the maximum. */
     if (granularity &&
-        (granularity < 512 || !is_power_of_2(granularity) || granularity > INT64_MAX))
+        (granularity < 512 || !is_power_of_2(granularity) || granularity > UINT32_MAX))
         return qk_fail(err, -EINVAL, "Granularity must be power of 2 and at least 512");
     if (!disk->node->image)
         return qk_fail(err, -ENOTSUP, "Can't store persistent bitmaps to '%s'",
