@@ -24,7 +24,7 @@ static int load_l1(struct image *img, struct qk_error *err)
     uint64_t needed = geometry_l1_entries(&img->g, img->h.size_bytes);
     uint64_t count = img->h.l1_entries;
     struct where where = {img->file->name, "header", 36};
-    if (count < needed && !img->opts.for_check)
+    if (count < needed && !img->opts.for_check && !img->opts.snapshot)
         return qk_fail_at(err, -EINVAL, &where,
                           "L1 table is too small: %" PRIu64 " entries, %" PRIu64
                           " needed for the disk size",
@@ -134,9 +134,11 @@ static int load_tables(struct image *img, struct qk_error *err)
     if (ret == 0)
         ret = crypt_open(img, err);
     if (ret == 0)
-        ret = load_l1(img, err);
-    if (ret == 0)
         ret = measure_file(img, err);
+    if (ret == 0 && img->opts.snapshot)
+        ret = snapshot_show(img, img->opts.snapshot, err);
+    if (ret == 0)
+        ret = load_l1(img, err);
     if (ret == 0)
         ret = init_caches(img, err);
     if (ret == 0)
@@ -184,6 +186,7 @@ int image_open(struct qk_io *file, const struct image_options *opts, struct imag
     }
     img->opts.secret = NULL; /* the caller's, for as long as the call */
     img->opts.unlocked = NULL;
+    img->opts.snapshot = NULL;
     *out = img;
     return 0;
 }

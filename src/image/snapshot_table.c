@@ -99,24 +99,54 @@ int64_t snapshots_find(const struct snapshot_vec *v, const struct snapshot_key *
     return snapshots_find(v, &by_name);
 }
 
+static int judge_l1(struct image *img, const struct snapshot *s, struct qk_error *err)
+{
+    uint64_t off = s->fixed.l1_off, bytes = s->fixed.l1_entries * UINT64_C(8);
+    uint64_t file_bytes = img->end_clusters << img->g.cluster_bits;
+    struct where where = {img->file->name, "snapshot table", off};
+    if (bytes > QCOW2_MAX_L1_BYTES)
+        return qk_fail_at(err, -EFBIG, &where, "Snapshot L1 table too large");
+    if (!is_aligned(off, img->g.cluster_bytes) || !range_within(off, bytes, file_bytes))
+        return qk_fail_at(err, -EINVAL, &where, "Snapshot L1 table offset invalid");
+    return 0;
+}
+
 int snapshot_read_l1(struct image *img, const struct snapshot *s, uint64_t room, uint64_t **l1,
                      struct qk_error *err)
 {
-    uint64_t off = s->fixed.l1_off, count = s->fixed.l1_entries;
-    uint64_t file_bytes = img->end_clusters << img->g.cluster_bits;
-    struct where where = {img->file->name, "snapshot table", off};
-    if (count * 8 > QCOW2_MAX_L1_BYTES)
-        return qk_fail_at(err, -EFBIG, &where, "Snapshot L1 table too large");
-    if (!is_aligned(off, img->g.cluster_bytes) || !range_within(off, count * 8, file_bytes))
-        return qk_fail_at(err, -EINVAL, &where, "Snapshot L1 table offset invalid");
+    uint64_t count = s->fixed.l1_entries;
+    int ret = judge_l1(img, s, err);
+    if (ret < 0)
+        return ret;
     *l1 = calloc(max_u64(round_up(max_u64(count, room), 64), 64), sizeof(**l1));
     if (!*l1)
         return qk_fail_nomem(err);
-    int ret = count ? io_read(img->file, off, *l1, count * 8, err) : 0;
+    ret = count ? io_read(img->file, s->fixed.l1_off, *l1, count * 8, err) : 0;
     for (uint64_t i = 0; i < count && ret == 0; i++)
         (*l1)[i] = load_be64(&(*l1)[i]);
     if (ret < 0)
         free(TAKE(*l1));
+    return ret;
+}
+
+int snapshot_show(struct image *img, const struct snapshot_key *key, struct qk_error *err)
+{
+    struct snapshot_vec list;
+    if (img->opts.writable)
+        return qk_fail(err, -EINVAL, "a snapshot can only be read");
+    int ret = image_snapshots(img, &list, err);
+    int64_t i = ret < 0 ? ret : snapshots_find(&list, key);
+    if (ret == 0 && i < 0)
+        ret = qk_fail_at(err, -ENOENT, WHERE(img->file->name, "snapshot table", QK_OFFSET_NONE),
+                         "Can't find snapshot");
+    if (ret == 0)
+        ret = judge_l1(img, &list.ptr[i], err);
+    if (ret == 0) {
+        img->h.l1_off = list.ptr[i].fixed.l1_off;
+        img->h.l1_entries = list.ptr[i].fixed.l1_entries;
+        img->h.size_bytes = list.ptr[i].disk_bytes;
+    }
+    snapshots_free_all(&list);
     return ret;
 }
 

@@ -7,6 +7,7 @@
 #include "base/cleanup.h"
 #include "check/check.h"
 #include "node/driver.h"
+#include "node/snapshots.h"
 #include "node/transfer.h"
 
 #include <string.h>
@@ -29,11 +30,9 @@ static int check_combination(const struct qk_open_options *opts, const char *nam
         return qk_fail(err, -EINVAL, "Must specify either driver or file");
     if ((opts->flags & QK_OPEN_FORCE_SHARE) && (opts->flags & QK_OPEN_RDWR))
         return qk_fail(err, -EINVAL, "force-share=on can only be used with read-only images");
-    if (opts->snapshot)
-        return qk_fail(err, -ENOTSUP,
-                       "Showing an internal snapshot ('%s') is not supported by "
-                       "this version",
-                       opts->snapshot);
+    bool snapshot = opts->snapshot || opts->snapshot_id || opts->snapshot_name;
+    if (snapshot && opts->flags & (QK_OPEN_RDWR | QK_OPEN_CHECK))
+        return qk_fail(err, -EINVAL, "an internal snapshot can only be read");
     return 0;
 }
 
@@ -46,7 +45,10 @@ int qk_disk_open(const char *name, const struct qk_open_options *opts, struct qk
         return ret;
     struct open_request req = {
         .name = name, .format = o.format, .flags = o.flags, .role = ROLE_DISK, .policy = o.policy};
+    const struct snapshot_key snapshot = {o.snapshot_id, o.snapshot_name, o.snapshot};
     req.secrets = o.secrets;
+    if (o.snapshot || o.snapshot_id || o.snapshot_name)
+        req.snapshot = &snapshot;
     if (o.flags & QK_OPEN_SNAPSHOT)
         req.flags &= ~(unsigned)(QK_OPEN_RDWR | QK_OPEN_COPY_ON_READ);
     ret = options_add_list(&req.opts, o.options, err);
@@ -56,6 +58,13 @@ int qk_disk_open(const char *name, const struct qk_open_options *opts, struct qk
     }
     struct node *top;
     ret = node_open(&req, &top, err);
+    if (ret == 0 && req.snapshot && !top->image) {
+        ret = qk_fail_at(err, -ENOTSUP, WHERE(NULL, "snapshot table", QK_OFFSET_NONE),
+                         "Block format '%s' used by device '' does not support feature 'internal "
+                         "snapshots'",
+                         top->driver->name);
+        node_close(top, NULL);
+    }
     if (ret == 0 && (o.flags & QK_OPEN_SNAPSHOT)) {
         ret = overlay_add(&top, o.flags, err);
         if (ret < 0)

@@ -14,9 +14,12 @@ struct walk {
     size_t len;
     uint64_t cluster, clusters;
     unsigned refcount_bits, cluster_bits;
+    bool data_file; /* guest clusters are in another file, at their guest offset */
     uint64_t reftable_off, reftable_entries;
     uint16_t *refs;   /* per cluster: references */
-    uint16_t *packed; /* of these, those by compressed clusters, which may share */
+    uint16_t *tree;   /* of these, those below the L1 that is walked, */
+    uint16_t *packed; /* and of these, those by compressed clusters, which may share */
+    bool active;      /* that L1 is the active one: its flags count */
     struct fsck *out;
 };
 
@@ -70,15 +73,17 @@ static bool use(struct walk *w, uint64_t off, uint64_t len, const char *what)
         corrupt(w, "%s at %#llx is unaligned or outside the file", what, (unsigned long long)off);
         return false;
     }
-    for (uint64_t i = first; i < last; i++)
+    for (uint64_t i = first; i < last; i++) {
         w->refs[i]++;
+        w->tree[i]++;
+    }
     return true;
 }
 
 static void check_copied(struct walk *w, uint64_t entry, const char *what)
 {
     uint64_t off = entry & offset_mask;
-    if (off && !(entry & COPIED) != (refcount_of(w, off / w->cluster) != 1))
+    if (w->active && off && !(entry & COPIED) != (refcount_of(w, off / w->cluster) != 1))
         corrupt(w, "%s for %#llx: COPIED is wrong, refcount %llu", what, (unsigned long long)off,
                 (unsigned long long)refcount_of(w, off / w->cluster));
 }
@@ -98,20 +103,45 @@ static void use_compressed(struct walk *w, uint64_t entry)
     }
     for (uint64_t i = off / w->cluster; i <= (end - 1) / w->cluster; i++) {
         w->refs[i]++;
+        w->tree[i]++;
         w->packed[i]++;
     }
 }
 
-static void walk_l2(struct walk *w, uint64_t table)
+/* COPIED is what says that there is a cluster. */
+static void check_elsewhere(struct walk *w, uint64_t entry, uint64_t guest)
+{
+    if (!(entry & (COPIED | COMPRESSED | offset_mask)))
+        return;
+    if ((entry & COMPRESSED) || !(entry & COPIED) || (entry & offset_mask) != guest)
+        corrupt(w, "L2 entry %#llx for %#llx in a data file", (unsigned long long)entry,
+                (unsigned long long)guest);
+}
+
+static void walk_l2(struct walk *w, uint64_t table, uint64_t guest)
 {
     for (uint64_t i = 0; i < w->cluster / 8; i++) {
         uint64_t entry = read_u64(w, table + i * 8);
+        if (w->data_file) {
+            check_elsewhere(w, entry, guest + i * w->cluster);
+            continue;
+        }
         if (entry & COMPRESSED)
             use_compressed(w, entry);
         if (entry & COMPRESSED || !(entry & offset_mask))
             continue;
         check_copied(w, entry, "L2 entry");
         use(w, entry & offset_mask, w->cluster, "data cluster");
+    }
+}
+
+/* Inside one tree (or among the tables of the file) only compressed clusters may meet. */
+static void end_tree(struct walk *w)
+{
+    for (uint64_t i = 0; i < w->clusters; i++) {
+        if (w->tree[i] > 1 && w->packed[i] != w->tree[i])
+            corrupt(w, "cluster %llu is used %u times", (unsigned long long)i, w->tree[i]);
+        w->tree[i] = w->packed[i] = 0;
     }
 }
 
@@ -123,8 +153,26 @@ static void walk_l1(struct walk *w, uint64_t l1_off, uint32_t entries)
         uint64_t entry = read_u64(w, l1_off + (uint64_t)i * 8);
         check_copied(w, entry, "L1 entry");
         if ((entry & offset_mask) && use(w, entry & offset_mask, w->cluster, "L2 table"))
-            walk_l2(w, entry & offset_mask);
+            walk_l2(w, entry & offset_mask, i * (w->cluster / 8) * w->cluster);
     }
+    end_tree(w);
+}
+
+/* The table and the trees below it (Format, "Snapshots"). */
+static void walk_snapshots(struct walk *w, uint64_t off, uint32_t count)
+{
+    uint64_t at = off;
+    for (uint32_t i = 0; i < count; i++) {
+        if (at + 40 > w->len) {
+            corrupt(w, "snapshot table at %#llx is outside the file", (unsigned long long)off);
+            return;
+        }
+        const uint8_t *e = w->bytes + at;
+        walk_l1(w, load_be64(e), load_be32(e + 8));
+        at += (UINT64_C(47) + load_be16(e + 12) + load_be16(e + 14) + load_be32(e + 36)) / 8 * 8;
+    }
+    if (count)
+        use(w, off, at - off, "snapshot table");
 }
 
 static void walk_refcounts(struct walk *w)
@@ -141,8 +189,6 @@ static void compare(struct walk *w)
 {
     for (uint64_t i = 0; i < w->clusters; i++) {
         uint64_t refcount = refcount_of(w, i);
-        if (w->refs[i] > 1 && w->packed[i] != w->refs[i])
-            corrupt(w, "cluster %llu is used %u times", (unsigned long long)i, w->refs[i]);
         if (refcount < w->refs[i])
             corrupt(w, "cluster %llu: refcount %llu, %u references", (unsigned long long)i,
                     (unsigned long long)refcount, w->refs[i]);
@@ -165,18 +211,25 @@ bool fsck_run(const uint8_t *bytes, size_t len, struct fsck *out)
     if (load_be32(bytes + 4) >= 3) {
         w.refcount_bits = 1u << load_be32(bytes + 96);
         out->dirty = load_be64(bytes + 72) & 1;
+        w.data_file = load_be64(bytes + 72) & 4;
     }
     if (out->dirty)
         return true;
     w.refs = calloc(w.clusters, sizeof(*w.refs));
+    w.tree = calloc(w.clusters, sizeof(*w.tree));
     w.packed = calloc(w.clusters, sizeof(*w.packed));
-    if (!w.refs || !w.packed)
+    if (!w.refs || !w.tree || !w.packed)
         abort();
-    use(&w, 0, 1, "header");
+    w.active = true;
     walk_l1(&w, load_be64(bytes + 40), load_be32(bytes + 36));
+    w.active = false;
+    walk_snapshots(&w, load_be64(bytes + 64), load_be32(bytes + 60));
+    use(&w, 0, 1, "header");
     walk_refcounts(&w);
+    end_tree(&w);
     compare(&w);
     free(w.refs);
+    free(w.tree);
     free(w.packed);
     return true;
 }

@@ -1,7 +1,8 @@
 /*
  * fsck.h - a second opinion on an image: counts references from header, L1 and L2 tables and
  * compares them with the refcounts, in a few lines that share no code with the engine or its
- * check. Knows version 2 and 3, every refcount width, zero and compressed clusters; no snapshots.
+ * check. Knows version 2 and 3, every refcount width, zero and compressed clusters, and snapshots,
+ * whose tables and clusters may be shared with each other and with the active ones.
  */
 #ifndef QK_CRASH_FSCK_H
 #define QK_CRASH_FSCK_H

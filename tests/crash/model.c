@@ -57,6 +57,7 @@ void model_init(struct model *m, uint64_t size, uint64_t max_bytes)
         abort();
     model_op(m, (struct op){.flush = true});
     append(&m->sizes, (struct version){.sure = true, .hash = size});
+    append(&m->lists, (struct version){.sure = true});
     model_base(m, m->live, 0);
 }
 
@@ -64,6 +65,10 @@ void model_free(struct model *m)
 {
     for (uint64_t s = 0; s < m->max_bytes / SECTOR; s++)
         version_vec_free(&m->sectors[s]);
+    for (size_t i = 0; i < m->snapshots.len; i++)
+        free(m->snapshots.ptr[i].bytes);
+    model_snapshot_vec_free(&m->snapshots);
+    version_vec_free(&m->lists);
     version_vec_free(&m->sizes);
     op_vec_free(&m->ops);
     free(m->sectors);
@@ -112,6 +117,80 @@ void model_resize(struct model *m, uint64_t size, bool sure)
     m->size = size;
 }
 
+/* ---- snapshots ---- */
+
+static bool allowed(const struct version_vec *v, struct moment at, uint64_t hash);
+
+uint64_t model_list_hash(uint64_t hash, uint32_t id, const uint8_t *bytes, uint64_t size)
+{
+    uint8_t last[SECTOR];
+    hash = mix(mix(hash + 1) ^ id) ^ size;
+    for (uint64_t at = 0; at < size; at += SECTOR) {
+        uint64_t n = min_u64(SECTOR, size - at);
+        memset(last, 0, sizeof(last));
+        memcpy(last, bytes + at, n);
+        hash = mix(hash) ^ hash_sector(last);
+    }
+    return hash;
+}
+
+static void append_list(struct model *m, const struct model_snapshot_vec *list, bool sure)
+{
+    uint64_t hash = 0;
+    for (size_t i = 0; i < list->len; i++)
+        hash = model_list_hash(hash, list->ptr[i].id, list->ptr[i].bytes, list->ptr[i].size);
+    append(&m->lists, (struct version){.op = model_next_op(m), .sure = sure, .hash = hash});
+}
+
+void model_snapshot_take(struct model *m, uint32_t id, bool sure)
+{
+    struct model_snapshot s = {.id = id, .size = m->size, .bytes = malloc(m->size + 1)};
+    if (!s.bytes || model_snapshot_vec_append(&m->snapshots, s) < 0)
+        abort();
+    memcpy(s.bytes, m->live, m->size);
+    append_list(m, &m->snapshots, sure);
+    if (!sure)
+        free(m->snapshots.ptr[--m->snapshots.len].bytes);
+}
+
+void model_snapshot_drop(struct model *m, size_t index, bool sure)
+{
+    struct model_snapshot_vec *v = &m->snapshots;
+    struct model_snapshot s = v->ptr[index];
+    size_t behind = (v->len - index - 1) * sizeof(s);
+    memmove(&v->ptr[index], &v->ptr[index + 1], behind);
+    v->len--;
+    append_list(m, v, sure);
+    if (sure) {
+        free(s.bytes);
+        return;
+    }
+    memmove(&v->ptr[index + 1], &v->ptr[index], behind);
+    v->ptr[index] = s;
+    v->len++;
+}
+
+void model_snapshot_apply(struct model *m, size_t index, bool sure)
+{
+    const struct model_snapshot *s = &m->snapshots.ptr[index];
+    uint64_t size = m->size;
+    uint8_t *live = malloc(m->max_bytes);
+    if (!live)
+        abort();
+    memcpy(live, m->live, m->max_bytes);
+    append(&m->sizes, (struct version){.op = model_next_op(m), .sure = sure, .hash = s->size});
+    model_put(m, 0, s->bytes, s->size, sure);
+    m->size = sure ? s->size : size;
+    if (!sure)
+        memcpy(m->live, live, m->max_bytes);
+    free(live);
+}
+
+bool model_list_allowed(const struct model *m, struct moment at, uint64_t hash)
+{
+    return allowed(&m->lists, at, hash);
+}
+
 static void make_unsure(struct version_vec *v, uint32_t from_op)
 {
     for (size_t i = v->len; i-- > 0 && v->ptr[i].op >= from_op;)
@@ -126,6 +205,7 @@ void model_lose_unflushed(struct model *m)
     for (uint64_t s = 0; s < m->max_bytes / SECTOR; s++)
         make_unsure(&m->sectors[s], from);
     make_unsure(&m->sizes, from);
+    make_unsure(&m->lists, from);
 }
 
 struct moment model_moment(const struct model *m, size_t changes)

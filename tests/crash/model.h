@@ -27,12 +27,22 @@ struct op {
 };
 DEFINE_VECTOR(op_vec, struct op)
 
+/* A snapshot as it has to be. */
+struct model_snapshot {
+    uint32_t id;
+    uint64_t size;
+    uint8_t *bytes;
+};
+DEFINE_VECTOR(model_snapshot_vec, struct model_snapshot)
+
 struct model {
     uint8_t *live; /* the disk as it reads now, max_bytes */
     uint64_t size, max_bytes;
     uint64_t first, end; /* sectors that this model speaks of: all, or those of one thread */
     struct version_vec *sectors;
     struct version_vec sizes;
+    struct model_snapshot_vec snapshots;
+    struct version_vec lists; /* of snapshots: a hash of all that is in them */
     struct op_vec ops;
 };
 
@@ -50,6 +60,14 @@ void model_op(struct model *m, struct op op);
 void model_put(struct model *m, uint64_t off, const uint8_t *bytes, uint64_t len, bool sure);
 void model_resize(struct model *m, uint64_t size, bool sure);
 
+/* The next operation takes a snapshot, drops one, or puts its content back on the disk. What is not
+ * sure leaves the model as it was, but allows the result. */
+void model_snapshot_take(struct model *m, uint32_t id, bool sure);
+void model_snapshot_drop(struct model *m, size_t index, bool sure);
+void model_snapshot_apply(struct model *m, size_t index, bool sure);
+/* Adds a snapshot to the hash of a list, which begins as 0. */
+uint64_t model_list_hash(uint64_t hash, uint32_t id, const uint8_t *bytes, uint64_t size);
+
 /* The program has lost what no flush had covered (a close that failed): nobody was promised it. */
 void model_lose_unflushed(struct model *m);
 
@@ -63,6 +81,7 @@ struct moment model_moment(const struct model *m, size_t changes);
 /* All that has been done so far, flushed or not. */
 struct moment model_now(const struct model *m);
 bool model_size_allowed(const struct model *m, struct moment at, uint64_t size);
+bool model_list_allowed(const struct model *m, struct moment at, uint64_t hash);
 bool model_sector_allowed(const struct model *m, struct moment at, uint64_t sector,
                           const uint8_t *bytes);
 /* One line about a sector that is not allowed. */

@@ -79,11 +79,22 @@ int rec_zero(struct recorder *rec, uint64_t off, uint64_t len, unsigned flags);
 int rec_discard(struct recorder *rec, uint64_t off, uint64_t len);
 int rec_flush(struct recorder *rec);
 int rec_resize(struct recorder *rec, uint64_t size, enum qk_prealloc prealloc);
+/* The disk's content stays the same. */
+int rec_amend(struct recorder *rec, const struct amend_params *params);
 int rec_reopen(struct recorder *rec);
+/* Snapshots by their place in the list; what does not fit is done by none. */
+int rec_snapshot(struct recorder *rec);
+int rec_snapshot_delete(struct recorder *rec, size_t index);
+int rec_snapshot_apply(struct recorder *rec, size_t index);
+int rec_snapshot_rename(struct recorder *rec, size_t index);
 
 /* Reads the whole disk and compares with what is allowed at the moment. Returns the number of
  * wrong sectors, the first one described in text. */
 unsigned recorder_verify(struct image *img, const struct model *m, struct moment at,
                          char text[MODEL_TEXT]);
+
+/* The same for the snapshots, which are opened one after the other. */
+bool recorder_verify_snapshots(struct qk_io *file, struct qk_io *backing, const struct model *m,
+                               struct moment at, char text[MODEL_TEXT]);
 
 #endif

@@ -118,7 +118,9 @@ static bool look(struct verification *v, const char *when)
         check(v, img, 0, when) &&
         (v->opts->unborn || recorder_verify(img, v->opts->model, v->opts->at, v->text) == 0);
     image_abandon(img);
-    return good;
+    return good && (v->opts->unborn ||
+                    recorder_verify_snapshots(v->mem, v->opts->backing, v->opts->model, v->opts->at,
+                                              v->text));
 }
 
 /* ---- what happens next ---- */

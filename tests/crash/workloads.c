@@ -111,6 +111,46 @@ static void run_grow_far(struct recorder *rec)
     rec_flush(rec);
 }
 
+static void use_disk(struct recorder *rec)
+{
+    for (int n = 0; n < 4; n++)
+        write_some(rec, 512, 6 * K);
+    rec_discard(rec, somewhere(rec, 512), 12 * K);
+    rec_zero(rec, somewhere(rec, 512), 4 * K, 0);
+    if (rec_random(rec, 3) == 0)
+        rec_flush(rec);
+}
+
+/* Every refcount width, from and to others. */
+static void run_amend_width(struct recorder *rec)
+{
+    for (unsigned i = 0; i < 14; i++) {
+        use_disk(rec);
+        rec_amend(rec, &(struct amend_params){.refcount_bits = 1u << (i * 3 + i / 7) % 7,
+                                              .lazy_refcounts = -1});
+    }
+    use_disk(rec);
+    rec_flush(rec);
+}
+
+/* Between the versions, with zero clusters of all kinds on the way down. */
+static void run_amend_version(struct recorder *rec)
+{
+    for (unsigned i = 0; i < 8; i++) {
+        struct amend_params p = {.version = i % 2 ? 3 : 2, .lazy_refcounts = -1};
+        p.refcount_bits = i % 2 ? 1u << rec_random(rec, 7) : 16;
+        use_disk(rec);
+        rec_zero(rec, somewhere(rec, 512), 40 * K, i & 2 ? IO_ZERO_UNMAP : 0);
+        if (i % 4 == 3)
+            p.lazy_refcounts = i == 3;
+        rec_amend(rec, &p);
+        if (i == 4)
+            rec_reopen(rec);
+    }
+    use_disk(rec);
+    rec_flush(rec);
+}
+
 /* Up and down, by bytes, clusters and whole tables. */
 static void run_shrink(struct recorder *rec)
 {
@@ -121,7 +161,8 @@ static void run_shrink(struct recorder *rec)
             rec_discard(rec, somewhere(rec, 512), 16 * K);
         if (i % 3 == 1)
             rec_flush(rec);
-        uint64_t size = 512 * (uint64_t)(1 + rec_random(rec, (uint32_t)(rec->model.max_bytes / 512)));
+        uint64_t size =
+            512 * (uint64_t)(1 + rec_random(rec, (uint32_t)(rec->model.max_bytes / 512)));
         rec_resize(rec, size, i % 6 == 3 && !rec->backing ? QK_PREALLOC_METADATA : QK_PREALLOC_OFF);
     }
     rec_flush(rec);
@@ -193,6 +234,60 @@ static void run_compressed(struct recorder *rec)
     }
 }
 
+/* Snapshots between writes of every kind; most are taken, and kept, for a while. */
+static void snapshot_something(struct recorder *rec)
+{
+    uint32_t what = rec_random(rec, 12), which = rec_random(rec, 4);
+    if (what < 5)
+        rec_snapshot(rec);
+    else if (what < 8)
+        rec_snapshot_delete(rec, which);
+    else if (what < 11)
+        rec_snapshot_apply(rec, which);
+    else
+        rec_snapshot_rename(rec, which);
+}
+
+static void change_something(struct recorder *rec)
+{
+    uint32_t what = rec_random(rec, 10);
+    if (what < 6)
+        write_some(rec, 512, 12 * K);
+    else if (what < 8)
+        rec_discard(rec, somewhere(rec, 512), 512 * (1 + rec_random(rec, 40)));
+    else if (what < 9)
+        rec_zero(rec, somewhere(rec, 512), 512 * (1 + rec_random(rec, 40)), IO_ZERO_UNMAP);
+    else
+        rec_write_compressed(rec, somewhere(rec, 512), 1 + rec_random(rec, 12 * K));
+}
+
+static void run_snapshots(struct recorder *rec)
+{
+    for (int i = 0; i < 26; i++) {
+        for (uint32_t n = rec_random(rec, 7); n; n--)
+            change_something(rec);
+        snapshot_something(rec);
+        if (i % 9 == 8)
+            rec_reopen(rec);
+    }
+}
+
+/* The disk grows between them. */
+static void run_snapshot_sizes(struct recorder *rec)
+{
+    for (int i = 0; i < 20; i++) {
+        for (uint32_t n = rec_random(rec, 5); n; n--)
+            change_something(rec);
+        snapshot_something(rec);
+        if (i % 4 == 1)
+            rec_resize(rec,
+                       min_u64(rec->model.size + 512 * (uint64_t)(1 + rec_random(rec, 300)),
+                               rec->model.max_bytes),
+                       QK_PREALLOC_OFF);
+    }
+    rec_flush(rec);
+}
+
 /* The repair at the beginning is what matters here. */
 static void run_after_repair(struct recorder *rec)
 {
@@ -238,6 +333,15 @@ const struct workload workloads[] = {
      .seed = 44, .run = run_shrink},
     {"shrink-lazy", IMAGE(256 * K, 3, 9, 6), .create.lazy_refcounts = true, .max_bytes = 512 * K,
      .seed = 45, .run = run_shrink},
+    {"amend-width", IMAGE(512 * K, 3, 9, 4), .seed = 50, .run = run_amend_width},
+    {"amend-width-2k", IMAGE(1 * M, 3, 11, 0), .seed = 51, .run = run_amend_width},
+    {"amend-width-64k", IMAGE(4 * M, 3, 16, 6), .seed = 52, .run = run_amend_width},
+    {"amend-width-device", IMAGE(256 * K, 3, 9, 4), .device_bytes = 1 * M, .seed = 53,
+     .run = run_amend_width},
+    {"amend-version", IMAGE(512 * K, 3, 9, 4), .seed = 54, .run = run_amend_version},
+    {"amend-version-backing", IMAGE(512 * K, 3, 12, 4), .backing_bytes = 400 * K, .seed = 55,
+     .run = run_amend_version},
+    {"amend-version-v2", IMAGE(512 * K, 2, 10, 4), .seed = 56, .run = run_amend_version},
     {"lazy-growth", IMAGE(2560 * K, 3, 9, 6), .create.lazy_refcounts = true, .seed = 26,
      .run = run_refcount_growth},
     {"device", IMAGE(512 * K, 3, 9, 4), .device_bytes = 2 * M, .logs_creation = true, .seed = 27,
@@ -266,6 +370,25 @@ const struct workload workloads[] = {
     {"compressed-64k", IMAGE(1 * M, 2, 16, 4), .seed = 31, .run = run_compressed},
     {"compressed-lazy", IMAGE(128 * K, 3, 10, 4), .create.lazy_refcounts = true, .seed = 32,
      .run = run_compressed},
+    {"snapshot-2", IMAGE(128 * K, 3, 9, 1), .seed = 60, .run = run_snapshots},
+    {"snapshot-4", IMAGE(192 * K, 3, 10, 2), .seed = 61, .run = run_snapshots},
+    {"snapshot-8", IMAGE(256 * K, 3, 12, 3), .seed = 62, .run = run_snapshots},
+    {"snapshot-16", IMAGE(256 * K, 3, 9, 4), .seed = 63, .run = run_snapshots},
+    {"snapshot-32", IMAGE(256 * K, 3, 9, 5), .backing_bytes = 200 * K, .seed = 64,
+     .run = run_snapshots},
+    {"snapshot-64", IMAGE(256 * K, 3, 9, 6), .seed = 65, .run = run_snapshots},
+    {"snapshot-1", IMAGE(128 * K, 3, 10, 0), .seed = 66, .run = run_snapshots},
+    {"snapshot-v2", IMAGE(256 * K, 2, 9, 4), .seed = 67, .run = run_snapshots},
+    {"snapshot-v2-64k", IMAGE(1 * M, 2, 16, 4), .backing_bytes = 600 * K, .seed = 68,
+     .run = run_snapshots},
+    {"snapshot-lazy", IMAGE(256 * K, 3, 10, 4), .create.lazy_refcounts = true, .seed = 69,
+     .run = run_snapshots},
+    {"snapshot-punch", IMAGE(256 * K, 3, 11, 4), .options.discard_to_file = true, .seed = 70,
+     .run = run_snapshots},
+    {"snapshot-device", IMAGE(192 * K, 3, 10, 4), .device_bytes = 3 * M, .seed = 71,
+     .run = run_snapshots},
+    {"snapshot-sizes", IMAGE(64 * K, 3, 9, 4), .max_bytes = 512 * K, .seed = 72,
+     .run = run_snapshot_sizes},
     {"repair-dirty", IMAGE(384 * K, 3, 9, 4), .create.lazy_refcounts = true, .damage = DAMAGE_DIRTY,
      .seed = 33, .run = run_after_repair},
     {"repair-dirty-growth", IMAGE(4608 * K, 3, 9, 6), .create.lazy_refcounts = true,

@@ -128,9 +128,13 @@ int open_image(const char *name, const struct image_request *request, struct qk_
     options.format = request->format;
     options.options = (const char *const *)list.item;
     options.snapshot = request->snapshot;
+    options.snapshot_id = request->snapshot_id;
+    options.snapshot_name = request->snapshot_name;
     options.secrets = request->secrets;
     ret = qk_disk_open(request->image_opts ? NULL : name, &options, out, &err);
-    if (ret)
+    if (ret && !strcmp(err.structure, "snapshot table"))
+        report_error("Failed to load snapshot: %s", error_text(&err));
+    else if (ret)
         report_failure(&err, "Could not open '%s'", name);
     else if (request->flags & QK_OPEN_RDWR)
         warn_probed_raw(*out);

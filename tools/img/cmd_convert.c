@@ -7,6 +7,7 @@
 #include "common/open.h"
 #include "common/progress.h"
 #include "common/report.h"
+#include "common/snapshot.h"
 #include "common/units.h"
 #include "img/bitmap_copy.h"
 #include "img/commands.h"
@@ -54,8 +55,7 @@ static const struct opt_desc options[] = {
     {OPT_LEVEL, "compress-level", "N",
      "with -c: 1 (fastest) to 9 for zlib or 19 for zstd (smallest)", OPT_KIND_TEXT, NULL, 0, 0,
      NULL},
-    {'l', NULL, "SNAPSHOT", "convert an internal snapshot, by id or name", OPT_KIND_TEXT, NULL, 0,
-     0, NULL},
+    OPT_SNAPSHOT_ROW,
     {OPT_SALVAGE, "salvage", NULL, "turn what cannot be read into zeroes and go on", OPT_KIND_FLAG,
      NULL, 0, 0, NULL},
     {OPT_BITMAPS, "bitmaps", NULL, "copy the persistent bitmaps too", OPT_KIND_FLAG, NULL, 0, 0,
@@ -105,7 +105,7 @@ struct convert {
     const char *target_name, *target_format;
     struct keyvals create; /* -o, -B and -F */
     const char *backing;   /* of the target; NULL: none */
-    char *snapshot;        /* owned */
+    struct snapshot_choice snapshot;
     struct keyvals target_options;
     bool create_target;
     struct progress progress;
@@ -207,9 +207,8 @@ static int refuse_unsupported(const struct convert *c)
 
 static int parse_snapshot(struct convert *c)
 {
-    const char *text = opts_string(c->opts, 'l');
-    int status = source_parse_snapshot(text, &c->snapshot);
-    if (status < 0 && c->source_count > 1 && c->snapshot && !strcmp(c->snapshot, text)) {
+    int status = snapshot_choice_parse(opts_string(c->opts, 'l'), &c->snapshot);
+    if (status < 0 && c->source_count > 1 && c->snapshot.either) {
         report_error("No support for concatenating multiple snapshot");
         return 1;
     }
@@ -253,7 +252,7 @@ static int set_requests(struct convert *c)
     if (status >= 0)
         return status;
     c->source_request.flags |= QK_OPEN_NO_SHARE; /* or the target could be a source */
-    c->source_request.snapshot = c->snapshot;
+    snapshot_choice_request(&c->snapshot, &c->source_request);
     c->target_request = (struct image_request){
         .format = c->target_format,
         .image_opts = opts_given(c->opts, OPT_TARGET_IMAGE_OPTS),
@@ -386,7 +385,7 @@ static int create_target(struct convert *c)
     return -1;
 }
 
-/* The guest's bytes go to a data file beside the target, which no lock keeps from being a source. */
+/* The guest's bytes go to a data file beside the target, which no lock keeps apart from a source. */
 static bool overwrites_source(const struct convert *c, const char *name)
 {
     for (size_t i = 0; name && i < c->source_count; i++)
@@ -469,7 +468,7 @@ static int judge_bitmaps(const struct convert *c)
 static int open_sources(struct convert *c)
 {
     for (size_t i = 0; i < c->source_count; i++)
-        if (source_open(c->source_name[i], &c->source_request, &c->source[i]) < 0)
+        if (open_image(c->source_name[i], &c->source_request, &c->source[i]) < 0)
             return 1;
     /* with -U no lock keeps the two apart */
     for (size_t i = 0; opts_given(c->opts, 'U') && i < c->source_count; i++)
@@ -505,7 +504,7 @@ int cmd_convert(int argc, char **argv)
     struct convert c = {.opts = &opts, .how = QK_CONVERT_OPTIONS_INIT};
     status = run(&c);
     keyvals_free(&c.create);
-    free(c.snapshot);
+    snapshot_choice_free(&c.snapshot);
     keyvals_free(&c.target_options);
     return status;
 }

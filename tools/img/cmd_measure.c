@@ -5,8 +5,8 @@
 #include "common/open.h"
 #include "common/report.h"
 #include "common/rows.h"
+#include "common/snapshot.h"
 #include "img/commands.h"
-#include "img/source.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -21,8 +21,7 @@ static const struct opt_desc options[] = {
     {'o', NULL, "OPTIONS", "its options, key=value,...", OPT_KIND_TEXT, NULL, 0, 0, NULL},
     {OPT_SIZE, "size", "SIZE", "measure an empty image of this size", OPT_KIND_SIZE, "image size",
      0, 0, NULL},
-    {'l', NULL, "SNAPSHOT", "measure an internal snapshot of FILENAME", OPT_KIND_TEXT, NULL, 0, 0,
-     NULL},
+    OPT_SNAPSHOT_ROW,
     OPT_ROW_OUTPUT,
     OPT_SHARE,
     OPT_ROW_IMAGE_OPTS,
@@ -113,12 +112,12 @@ static int run(const struct opts *opts)
         status = image_request_from(opts, &request);
     if (status >= 0)
         return status;
-    TEXT_CLEANUP char *snapshot = NULL;
-    status = source_parse_snapshot(opts_string(opts, 'l'), &snapshot);
+    SNAPSHOT_CLEANUP struct snapshot_choice snapshot;
+    status = snapshot_choice_parse(opts_string(opts, 'l'), &snapshot);
     if (status >= 0)
         return status;
-    request.snapshot = snapshot;
-    if (opts->operand_count && source_open(opts->operand[0], &request, &source) < 0)
+    snapshot_choice_request(&snapshot, &request);
+    if (opts->operand_count && open_image(opts->operand[0], &request, &source) < 0)
         return 1;
     return measure(opts, source, &list);
 }

@@ -3,8 +3,8 @@
  * snapshots of an image. Relies on qk_disk_snapshot_* for the work; here is which snapshot a text
  * means, and how qemu-img says what went wrong.
  */
-#include "common/open.h"
 #include "common/report.h"
+#include "common/snapshot.h"
 #include "img/commands.h"
 #include "img/snapshot_rows.h"
 
@@ -51,40 +51,25 @@ const struct cmd_desc desc_snapshot = {
 
 /* ---- which one --------------------------------------------------------------------------- */
 
-/* "snapshot.id=ID,snapshot.name=NAME", or a text that is one of both. */
-struct which {
-    const char *text;
-    struct keyvals list;
-    const char *id, *name;
-    bool name_first; /* a plain text: a name before an id, as qemu-img deletes */
-};
-
-static int parse_which(const char *text, bool name_first, struct which *w)
-{
-    *w = (struct which){.text = text, .name_first = name_first};
-    if (strncmp(text, "snapshot.id=", 12) != 0 && strncmp(text, "snapshot.name=", 14) != 0)
-        return 0;
-    keyvals_add_list(&w->list, text);
-    w->id = keyvals_get(&w->list, "snapshot.id");
-    w->name = keyvals_get(&w->list, "snapshot.name");
-    if (w->list.count == (size_t)(w->id != NULL) + (w->name != NULL))
-        return 0;
-    report_error("Failed in parsing snapshot param '%s'", text);
-    keyvals_free(&w->list);
-    return -EINVAL;
-}
-
 typedef int (*change_fn)(struct qk_disk *disk, const char *id, const char *name, void *opaque,
                          struct qk_error *err);
 
-static int change_which(struct qk_disk *disk, const struct which *w, change_fn change, void *opaque,
-                        struct qk_error *err)
+/* What is to be done with the snapshot that is meant. */
+struct change {
+    change_fn fn;
+    void *opaque;
+    bool name_first; /* a plain text is a name before it is an id, as where qemu-img deletes */
+};
+
+static int change_chosen(struct qk_disk *disk, const struct snapshot_choice *c,
+                         const struct change *change, struct qk_error *err)
 {
-    if (w->id || w->name)
-        return change(disk, w->id, w->name, opaque, err);
+    if (!c->either)
+        return change->fn(disk, c->id, c->name, change->opaque, err);
     for (int i = 0; i < 2; i++) {
-        bool by_name = (i == 0) == w->name_first;
-        int ret = change(disk, by_name ? NULL : w->text, by_name ? w->text : NULL, opaque, err);
+        bool by_name = (i == 0) == change->name_first;
+        int ret = change->fn(disk, by_name ? NULL : c->either, by_name ? c->either : NULL,
+                             change->opaque, err);
         if (ret != -ENOENT)
             return ret;
     }
@@ -135,19 +120,18 @@ static int change_apply(struct qk_disk *disk, const char *id, const char *name, 
 
 static int apply(struct qk_disk *disk, const struct opts *opts)
 {
-    struct which w;
+    SNAPSHOT_CLEANUP struct snapshot_choice choice;
     struct qk_error err = {0};
     const char *text = opts_string(opts, 'a');
-    int ret = parse_which(text, false, &w);
-    if (ret)
-        return ret;
-    ret = change_which(disk, &w, change_apply, NULL, &err);
+    const struct change change = {change_apply, NULL, false};
+    if (snapshot_choice_parse(text, &choice) >= 0)
+        return -EINVAL;
+    int ret = change_chosen(disk, &choice, &change, &err);
     if (ret == -ENOENT)
         report_error("Could not apply snapshot '%s': Failed to load snapshot: %s", text,
                      strerror(ENOENT));
     else if (ret)
         report_failure(&err, "Could not apply snapshot '%s'", text);
-    keyvals_free(&w.list);
     return ret;
 }
 
@@ -164,18 +148,17 @@ static int change_delete(struct qk_disk *disk, const char *id, const char *name,
 
 static int delete (struct qk_disk *disk, const struct opts *opts)
 {
-    struct which w;
+    SNAPSHOT_CLEANUP struct snapshot_choice choice;
     struct qk_error err = {0};
     const char *text = opts_string(opts, 'd');
-    int ret = parse_which(text, true, &w);
-    if (ret)
-        return ret;
-    ret = change_which(disk, &w, change_delete, NULL, &err);
+    const struct change change = {change_delete, NULL, true};
+    if (snapshot_choice_parse(text, &choice) >= 0)
+        return -EINVAL;
+    int ret = change_chosen(disk, &choice, &change, &err);
     if (ret == -ENOENT)
         report_error("Could not delete snapshot '%s': snapshot not found", text);
     else if (ret)
         report_failure(&err, "Could not delete snapshot '%s'", text);
-    keyvals_free(&w.list);
     return ret;
 }
 
@@ -187,16 +170,15 @@ static int change_name(struct qk_disk *disk, const char *id, const char *name, v
 
 static int rename_one(struct qk_disk *disk, const struct opts *opts)
 {
-    struct which w;
+    SNAPSHOT_CLEANUP struct snapshot_choice choice;
     struct qk_error err = {0};
     const char *text = opts_string(opts, OPT_RENAME), *to = opts_string(opts, OPT_TO);
-    int ret = parse_which(text, true, &w);
-    if (ret)
-        return ret;
-    ret = change_which(disk, &w, change_name, &to, &err);
+    const struct change change = {change_name, &to, true};
+    if (snapshot_choice_parse(text, &choice) >= 0)
+        return -EINVAL;
+    int ret = change_chosen(disk, &choice, &change, &err);
     if (ret)
         report_failure(&err, "Could not rename snapshot '%s'", text);
-    keyvals_free(&w.list);
     return ret;
 }
 

@@ -1,0 +1,155 @@
+/*
+ * rec_snapshot.c - snapshots in a workload: taking, deleting, applying, renaming them, and looking
+ * whether an image has those that it may have, with the content that they must have. Each of the
+ * operations covers what was done before it, as a flush does.
+ */
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "image/snapshots.h"
+#include "recorder.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { SNAPSHOTS_MAX = 5 };
+
+static size_t position(struct recorder *rec)
+{
+    return rec->log_position ? rec->log_position(rec) : 0;
+}
+
+static void enter(struct recorder *rec, bool enters)
+{
+    if (rec->guard)
+        rec->guard(enters);
+}
+
+static int end(struct recorder *rec, size_t start, int ret)
+{
+    size_t now = position(rec);
+    rec->errors += ret < 0;
+    model_op(&rec->model, (struct op){.start = start, .end = now});
+    if (ret == 0)
+        model_op(&rec->model, (struct op){.start = now, .end = now, .flush = true});
+    return ret;
+}
+
+/* A refcount that cannot count one more is no failure: nothing has happened. */
+static int refused(struct recorder *rec, int ret)
+{
+    return ret == -ERANGE ? end(rec, position(rec), 0) : ret;
+}
+
+static uint32_t next_id(const struct model *m)
+{
+    uint32_t id = 0;
+    for (size_t i = 0; i < m->snapshots.len; i++)
+        id = m->snapshots.ptr[i].id > id ? m->snapshots.ptr[i].id : id;
+    return id + 1;
+}
+
+int rec_snapshot(struct recorder *rec)
+{
+    const struct snapshot_params params = {.name = "of a workload", .date_sec = 1};
+    size_t start = position(rec);
+    if (!rec->img || rec->model.snapshots.len >= SNAPSHOTS_MAX)
+        return rec->img ? 0 : -EBADF;
+    enter(rec, true);
+    int ret = image_snapshot_create(rec->img, &params, &rec->error);
+    enter(rec, false);
+    if (ret == -ERANGE)
+        return refused(rec, ret);
+    model_snapshot_take(&rec->model, next_id(&rec->model), ret == 0);
+    return end(rec, start, ret);
+}
+
+static bool key_of(struct recorder *rec, size_t index, char id[24], struct snapshot_key *key)
+{
+    if (!rec->img || index >= rec->model.snapshots.len)
+        return false;
+    snprintf(id, 24, "%u", rec->model.snapshots.ptr[index].id);
+    *key = (struct snapshot_key){.id = id};
+    return true;
+}
+
+int rec_snapshot_delete(struct recorder *rec, size_t index)
+{
+    char id[24];
+    struct snapshot_key key;
+    size_t start = position(rec);
+    if (!key_of(rec, index, id, &key))
+        return 0;
+    enter(rec, true);
+    int ret = image_snapshot_delete(rec->img, &key, &rec->error);
+    enter(rec, false);
+    model_snapshot_drop(&rec->model, index, ret == 0);
+    return end(rec, start, ret);
+}
+
+int rec_snapshot_apply(struct recorder *rec, size_t index)
+{
+    char id[24];
+    struct snapshot_key key;
+    size_t start = position(rec);
+    if (!key_of(rec, index, id, &key))
+        return 0;
+    enter(rec, true);
+    int ret = image_snapshot_apply(rec->img, &key, &rec->error);
+    enter(rec, false);
+    if (ret == -ERANGE)
+        return refused(rec, ret);
+    model_snapshot_apply(&rec->model, index, ret == 0);
+    return end(rec, start, ret);
+}
+
+int rec_snapshot_rename(struct recorder *rec, size_t index)
+{
+    char id[24];
+    struct snapshot_key key;
+    size_t start = position(rec);
+    if (!key_of(rec, index, id, &key))
+        return 0;
+    enter(rec, true);
+    int ret = image_snapshot_rename(rec->img, &key, "another name", &rec->error);
+    enter(rec, false);
+    return end(rec, start, ret);
+}
+
+/* ---- looking at the result ---- */
+
+static bool hash_one(struct qk_io *file, struct qk_io *backing, const char *id, uint64_t *hash)
+{
+    const struct snapshot_key key = {.id = id};
+    const struct image_options opts = {.snapshot = &key, .l2_cache_bytes = 64 << 10};
+    struct image *img = NULL;
+    if (image_open(file, &opts, &img, NULL) < 0)
+        return false;
+    uint64_t size = image_size(img);
+    CLEANUP_FREE uint8_t *bytes = malloc(size + 1);
+    image_set_backing(img, backing);
+    bool read = bytes && image_readv(img, guest_off(0), &(struct iovec){bytes, size}, 1, NULL) == 0;
+    if (read)
+        *hash = model_list_hash(*hash, (uint32_t)strtoul(id, NULL, 10), bytes, size);
+    image_abandon(img);
+    return read;
+}
+
+bool recorder_verify_snapshots(struct qk_io *file, struct qk_io *backing, const struct model *m,
+                               struct moment at, char text[MODEL_TEXT])
+{
+    const struct image_options opts = {.l2_cache_bytes = 64 << 10};
+    struct snapshot_vec list = {0};
+    struct image *img = NULL;
+    uint64_t hash = 0;
+    bool good = image_open(file, &opts, &img, NULL) == 0 && image_snapshots(img, &list, NULL) == 0;
+    for (size_t i = 0; i < list.len && good; i++)
+        good = hash_one(file, backing, list.ptr[i].id, &hash);
+    good = good && model_list_allowed(m, at, hash);
+    if (!good)
+        snprintf(text, MODEL_TEXT, "the snapshots (%zu) are none of those that there may be",
+                 list.len);
+    snapshots_free_all(&list);
+    if (img)
+        image_abandon(img);
+    return good;
+}
