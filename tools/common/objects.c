@@ -62,7 +62,7 @@ static bool add_secret(const struct keyvals *list, struct qk_secrets **secrets)
         ret = qk_secrets_define(*secrets, definition, &err);
     free(definition);
     if (ret)
-        report_failure(&err, NULL);
+        report_qk(&err);
     return !ret;
 }
 

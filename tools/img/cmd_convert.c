@@ -338,6 +338,23 @@ static int check_create_options(struct convert *c)
     return ret < 0 ? 1 : -1;
 }
 
+/* What -o asks for beside compression. */
+static int check_compression(const struct convert *c)
+{
+    const char *prealloc = keyvals_get(&c->create, "preallocation");
+    const char *alias = keyvals_get(&c->create, "encryption"), *other = NULL;
+    if (!(c->how.flags & QK_CONVERT_COMPRESS))
+        return -1;
+    if (keyvals_get(&c->create, "encrypt.format") || (alias && !strcmp(alias, "on")))
+        other = "encryption";
+    else if (prealloc && strcmp(prealloc, "off") != 0)
+        other = "preallocation";
+    if (!other)
+        return -1;
+    report_error("Compression and %s not supported at the same time", other);
+    return 1;
+}
+
 /* Names a backing file, by -B and -F or by -o. */
 static int set_backing(struct convert *c)
 {
@@ -436,6 +453,8 @@ static int convert_into_target(struct convert *c)
     int status = set_backing(c);
     if (status < 0 && c->create_target)
         status = check_create_options(c);
+    if (status < 0 && c->create_target)
+        status = check_compression(c);
     if (status < 0 && overwrites_source(c, keyvals_get(&c->create, "data_file")))
         status = 1;
     if (status < 0 && c->create_target)
