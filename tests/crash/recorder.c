@@ -71,6 +71,7 @@ static int open_image(struct recorder *rec, bool for_check)
     struct image_options opts = rec->w->options;
     opts.writable = true;
     opts.for_check = for_check;
+    opts.data = rec->data;
     opts.l2_cache_bytes = opts.l2_cache_bytes ? opts.l2_cache_bytes : 64 << 10;
     opts.refcount_cache_bytes = opts.refcount_cache_bytes ? opts.refcount_cache_bytes : 64 << 10;
     int ret = image_open(rec->file, &opts, &rec->img, &rec->error);
@@ -272,6 +273,18 @@ int rec_resize(struct recorder *rec, uint64_t size, enum qk_prealloc prealloc)
     model_resize(&rec->model, size, ret == 0);
     if (ret < 0)
         rec->model.size = image_size(rec->img);
+    end_op(rec, start, ret);
+    return ret;
+}
+
+int rec_amend(struct recorder *rec, const struct amend_params *params)
+{
+    size_t start = position(rec);
+    if (!rec->img)
+        return closed(rec);
+    guard(rec, true);
+    int ret = image_amend(rec->img, params, &rec->error);
+    guard(rec, false);
     end_op(rec, start, ret);
     return ret;
 }

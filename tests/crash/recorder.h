@@ -50,6 +50,8 @@ struct recorder {
     struct qk_io *file;    /* what the image is opened on: top of the filters */
     struct qk_io *mem;     /* the bottom of them */
     struct qk_io *backing; /* NULL: none */
+    struct qk_io *data;    /* as file, of a data file; NULL: none */
+    struct qk_io *data_mem;
     bool damaged;          /* to be repaired before it is opened */
     struct image *img;     /* NULL: closed, or opening failed */
     struct model model;

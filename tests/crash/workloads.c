@@ -304,6 +304,11 @@ static void run_after_repair(struct recorder *rec)
     .create.cluster_bits = (cluster_bits_), .create.refcount_order = (order_),                     \
     .options = {.lazy_refcounts = -1, .overlap = OVERLAP_CACHED}
 
+/* With an external data file for a disk of up to max_ bytes. */
+#define DATA(max_)                                                                                 \
+    .create.data_file = "data", .max_bytes = (max_), .options.discard_to_file = true
+#define RAW_DATA(max_) DATA(max_), .create.data_file_raw = true
+
 const struct workload workloads[] = {
     {"alloc", IMAGE(512 * K, 3, 9, 4), .seed = 1, .run = run_alloc},
     {"alloc-4k", IMAGE(1 * M, 3, 12, 4), .seed = 2, .run = run_alloc},
@@ -379,8 +384,7 @@ const struct workload workloads[] = {
     {"snapshot-64", IMAGE(256 * K, 3, 9, 6), .seed = 65, .run = run_snapshots},
     {"snapshot-1", IMAGE(128 * K, 3, 10, 0), .seed = 66, .run = run_snapshots},
     {"snapshot-v2", IMAGE(256 * K, 2, 9, 4), .seed = 67, .run = run_snapshots},
-    {"snapshot-v2-64k", IMAGE(1 * M, 2, 16, 4), .backing_bytes = 600 * K, .seed = 68,
-     .run = run_snapshots},
+    {"snapshot-v2-64k", IMAGE(1 * M, 2, 16, 4), .seed = 68, .run = run_snapshots},
     {"snapshot-lazy", IMAGE(256 * K, 3, 10, 4), .create.lazy_refcounts = true, .seed = 69,
      .run = run_snapshots},
     {"snapshot-punch", IMAGE(256 * K, 3, 11, 4), .options.discard_to_file = true, .seed = 70,
@@ -389,6 +393,18 @@ const struct workload workloads[] = {
      .run = run_snapshots},
     {"snapshot-sizes", IMAGE(64 * K, 3, 9, 4), .max_bytes = 512 * K, .seed = 72,
      .run = run_snapshot_sizes},
+    {"data", IMAGE(384 * K, 3, 9, 4), DATA(384 * K), .seed = 60, .run = run_mixed},
+    {"data-4k", IMAGE(512 * K, 3, 12, 1), DATA(600 * K), .seed = 61, .run = run_zero},
+    {"data-backing", IMAGE(256 * K, 3, 11, 4), DATA(256 * K), .backing_bytes = 200 * K, .seed = 62,
+     .run = run_discard_reuse},
+    {"data-resize", IMAGE(64 * K, 3, 9, 4), DATA(1 * M), .seed = 63, .run = run_resize},
+    {"data-shrink", IMAGE(256 * K, 3, 12, 4), DATA(512 * K), .seed = 64, .run = run_shrink},
+    {"data-lazy", IMAGE(256 * K, 3, 10, 4), DATA(256 * K), .create.lazy_refcounts = true,
+     .seed = 65, .run = run_mixed},
+    {"data-raw", IMAGE(384 * K, 3, 9, 4), RAW_DATA(384 * K), .seed = 66, .run = run_mixed},
+    {"data-raw-zero", IMAGE(256 * K, 3, 12, 4), RAW_DATA(256 * K), .seed = 67, .run = run_zero},
+    {"data-raw-resize", IMAGE(64 * K, 3, 10, 4), RAW_DATA(1 * M), .seed = 68, .run = run_resize},
+    {"data-raw-shrink", IMAGE(256 * K, 3, 9, 6), RAW_DATA(512 * K), .seed = 69, .run = run_shrink},
     {"repair-dirty", IMAGE(384 * K, 3, 9, 4), .create.lazy_refcounts = true, .damage = DAMAGE_DIRTY,
      .seed = 33, .run = run_after_repair},
     {"repair-dirty-growth", IMAGE(4608 * K, 3, 9, 6), .create.lazy_refcounts = true,
