@@ -48,12 +48,27 @@ static uint32_t next_id(const struct model *m)
     return id + 1;
 }
 
+/* After an operation that failed only the disk knows what it shows; a snapshot keeps that. */
+static bool know_disk(struct recorder *rec)
+{
+    struct model *m = &rec->model;
+    if (!rec->errors)
+        return true;
+    enter(rec, true);
+    int ret =
+        image_readv(rec->img, guest_off(0), &(struct iovec){m->live, m->size}, 1, &rec->error);
+    enter(rec, false);
+    return ret == 0;
+}
+
 int rec_snapshot(struct recorder *rec)
 {
     const struct snapshot_params params = {.name = "of a workload", .date_sec = 1};
     size_t start = position(rec);
     if (!rec->img || rec->model.snapshots.len >= SNAPSHOTS_MAX)
         return rec->img ? 0 : -EBADF;
+    if (!know_disk(rec))
+        return end(rec, start, -EIO);
     enter(rec, true);
     int ret = image_snapshot_create(rec->img, &params, &rec->error);
     enter(rec, false);
