@@ -113,7 +113,7 @@ int image_readv(struct image *img, guest_off_t off, const struct iovec *iov, int
 
 static const unsigned status_flags[] = {
     [CLUSTER_UNALLOCATED] = 0,
-    [CLUSTER_UNALLOCATED_ALLOC] = 0,
+    [CLUSTER_UNALLOCATED_ALLOC] = QK_EXTENT_OFFSET,
     [CLUSTER_ZERO_PLAIN] = QK_EXTENT_ZERO | QK_EXTENT_ALLOCATED,
     [CLUSTER_ZERO_ALLOC] = QK_EXTENT_ZERO | QK_EXTENT_ALLOCATED | QK_EXTENT_OFFSET,
     [CLUSTER_NORMAL] = QK_EXTENT_DATA | QK_EXTENT_ALLOCATED | QK_EXTENT_OFFSET,

@@ -42,7 +42,8 @@ int node_status_above(struct node *node, const struct node *base, uint64_t off, 
         node = node->backing;
         uint64_t size = node ? node_size(node) : 0;
         if (off >= size) {
-            extent->flags = QK_EXTENT_ZERO;
+            /* A place may be reserved all the same. */
+            extent->flags = QK_EXTENT_ZERO | (extent->flags & QK_EXTENT_OFFSET);
             return 0;
         }
         len = min_u64(len, size - off);
@@ -116,7 +117,8 @@ int node_status(struct node *node, uint64_t off, uint64_t len, unsigned flags,
         node = node->backing;
         uint64_t size = node ? node_size(node) : 0;
         if (off >= size) { /* there is none, or it is too short */
-            extent->flags = QK_EXTENT_ZERO;
+            /* A place may be reserved all the same. */
+            extent->flags = QK_EXTENT_ZERO | (extent->flags & QK_EXTENT_OFFSET);
             return 0;
         }
         len = min_u64(len, size - off);
