@@ -6,6 +6,7 @@
 #include "codec/cipher.h"
 
 #include "base/checked.h"
+#include "codec/cipher_nettle.h"
 
 #include <endian.h>
 #include <gcrypt.h>
@@ -16,6 +17,13 @@
 
 /* ---- tables ---- */
 
+/* What libgcrypt does not have comes from elsewhere, or not at all (0). */
+#ifdef HAVE_NETTLE
+#define TWOFISH192 (-1)
+#else
+#define TWOFISH192 0
+#endif
+
 static const struct cipher ciphers[] = {
     {"aes-128", "aes", 16, 16, GCRY_CIPHER_AES128},
     {"aes-192", "aes", 24, 16, GCRY_CIPHER_AES192},
@@ -25,7 +33,7 @@ static const struct cipher ciphers[] = {
     {"serpent-192", "serpent", 24, 16, GCRY_CIPHER_SERPENT192},
     {"serpent-256", "serpent", 32, 16, GCRY_CIPHER_SERPENT256},
     {"twofish-128", "twofish", 16, 16, GCRY_CIPHER_TWOFISH128},
-    {"twofish-192", "twofish", 24, 16, 0}, /* not in the library */
+    {"twofish-192", "twofish", 24, 16, TWOFISH192},
     {"twofish-256", "twofish", 32, 16, GCRY_CIPHER_TWOFISH},
 };
 
@@ -175,7 +183,8 @@ static int open_context(gcry_cipher_hd_t *out, int id, int mode, struct iovec ke
 
 struct sector_cipher {
     struct cipher_suite suite;
-    gcry_cipher_hd_t data, essiv; /* essiv NULL: not that generator */
+    gcry_cipher_hd_t data, essiv;  /* essiv NULL: not that generator */
+    struct twofish192 *twofish192; /* in the place of data; or NULL */
 };
 
 static int open_essiv(struct sector_cipher *c, const uint8_t *key, struct qk_error *err)
@@ -189,17 +198,28 @@ static int open_essiv(struct sector_cipher *c, const uint8_t *key, struct qk_err
     return ret;
 }
 
-int sector_cipher_new(const struct cipher_suite *suite, const uint8_t *key,
-                      struct sector_cipher **out, struct qk_error *err)
+static int open_data(struct sector_cipher *c, const uint8_t *key, struct qk_error *err)
 {
     static const int modes[] = {GCRY_CIPHER_MODE_ECB, GCRY_CIPHER_MODE_CBC, GCRY_CIPHER_MODE_CTR,
                                 GCRY_CIPHER_MODE_XTS};
+    struct iovec whole = {(void *)(uintptr_t)key, cipher_suite_key_bytes(&c->suite)};
+#ifdef HAVE_NETTLE
+    if (c->suite.cipher->id == TWOFISH192) {
+        c->twofish192 = twofish192_new(c->suite.mode, key);
+        return c->twofish192 ? 0 : qk_fail_nomem(err);
+    }
+#endif
+    return open_context(&c->data, c->suite.cipher->id, modes[c->suite.mode], whole, err);
+}
+
+int sector_cipher_new(const struct cipher_suite *suite, const uint8_t *key,
+                      struct sector_cipher **out, struct qk_error *err)
+{
     struct sector_cipher *c = calloc(1, sizeof(*c));
     if (!c)
         return qk_fail_nomem(err);
     c->suite = *suite;
-    struct iovec whole = {(void *)(uintptr_t)key, cipher_suite_key_bytes(suite)};
-    int ret = open_context(&c->data, suite->cipher->id, modes[suite->mode], whole, err);
+    int ret = open_data(c, key, err);
     if (ret == 0 && suite->ivgen == IVGEN_ESSIV && suite->mode != CIPHER_ECB)
         ret = open_essiv(c, key, err);
     if (ret < 0)
@@ -215,6 +235,9 @@ void sector_cipher_free(struct sector_cipher *c)
         return;
     gcry_cipher_close(c->data);
     gcry_cipher_close(c->essiv);
+#ifdef HAVE_NETTLE
+    twofish192_free(c->twofish192);
+#endif
     free(c);
 }
 
@@ -230,36 +253,52 @@ static gcry_error_t set_vector(struct sector_cipher *c, uint64_t sector)
         if (ret)
             return ret;
     }
+#ifdef HAVE_NETTLE
+    if (c->twofish192) {
+        twofish192_set_vector(c->twofish192, iv);
+        return 0;
+    }
+#endif
     return c->suite.mode == CIPHER_CTR ? gcry_cipher_setctr(c->data, iv, len)
                                        : gcry_cipher_setiv(c->data, iv, len);
 }
 
-typedef gcry_error_t (*crypt_fn)(gcry_cipher_hd_t h, void *out, size_t out_len, const void *in,
-                                 size_t in_len);
+/* Bytes under one vector. */
+static gcry_error_t crypt_piece(struct sector_cipher *c, bool encrypt, uint8_t *out,
+                                const uint8_t *in, size_t len)
+{
+#ifdef HAVE_NETTLE
+    if (c->twofish192) {
+        twofish192_crypt(c->twofish192, encrypt, out, in, len);
+        return 0;
+    }
+#endif
+    return encrypt ? gcry_cipher_encrypt(c->data, out, len, in, len)
+                   : gcry_cipher_decrypt(c->data, out, len, in, len);
+}
 
-static int crypt_sectors(struct sector_cipher *c, const struct sector_run *run, crypt_fn fn)
+static int crypt_sectors(struct sector_cipher *c, const struct sector_run *run, bool encrypt)
 {
     if (c->suite.mode == CIPHER_ECB)
-        return fn(c->data, run->out, run->bytes, run->in, run->bytes) ? -EIO : 0;
+        return crypt_piece(c, encrypt, run->out, run->in, run->bytes) ? -EIO : 0;
     gcry_error_t ret = 0;
     uint64_t sector = run->first;
     for (size_t at = 0; at < run->bytes && !ret; at += CIPHER_SECTOR_BYTES) {
         ret = set_vector(c, sector++);
         if (!ret)
-            ret =
-                fn(c->data, run->out + at, CIPHER_SECTOR_BYTES, run->in + at, CIPHER_SECTOR_BYTES);
+            ret = crypt_piece(c, encrypt, run->out + at, run->in + at, CIPHER_SECTOR_BYTES);
     }
     return ret ? -EIO : 0;
 }
 
 int sector_cipher_encrypt(struct sector_cipher *c, const struct sector_run *run)
 {
-    return crypt_sectors(c, run, gcry_cipher_encrypt);
+    return crypt_sectors(c, run, true);
 }
 
 int sector_cipher_decrypt(struct sector_cipher *c, const struct sector_run *run)
 {
-    return crypt_sectors(c, run, gcry_cipher_decrypt);
+    return crypt_sectors(c, run, false);
 }
 
 int cipher_open_message(const uint8_t key[32], const uint8_t iv[16], uint8_t *bytes, size_t len)
