@@ -284,6 +284,37 @@ int cache_get_zeroed(struct cache *c, uint64_t off, struct slice **out, struct q
     return 0;
 }
 
+static bool is_cached(struct cache *c, uint64_t off)
+{
+    struct cache_shard *sh = cache_lock_shard(c, off);
+    bool cached = find(c, sh, off) != NULL;
+    pthread_mutex_unlock(&sh->lock);
+    return cached;
+}
+
+static void insert_read(struct cache *c, uint64_t off, const uint8_t *data)
+{
+    struct cache_shard *sh = cache_lock_shard(c, off);
+    struct slice *s;
+    if (!find(c, sh, off) && slice_new(c, sh, off, &s, NULL) == 0) {
+        memcpy(s->data, data, c->slice_bytes);
+        s->recent = true;
+    }
+    pthread_mutex_unlock(&sh->lock);
+}
+
+void cache_prefetch(struct cache *c, uint64_t off, uint64_t len)
+{
+    if (len <= c->slice_bytes || len / c->slice_bytes > c->max_slots || is_cached(c, off))
+        return;
+    CLEANUP_FREE uint8_t *buf = aligned_alloc(4096, round_up(len, 4096));
+    io_event(c->file, c->load_event);
+    if (!buf || io_read(c->file, off, buf, len, NULL) < 0)
+        return;
+    for (uint64_t at = 0; at < len; at += c->slice_bytes)
+        insert_read(c, off + at, buf + at);
+}
+
 void cache_put(struct cache *c, struct slice *s)
 {
     pthread_mutex_unlock(&shard_of(c, s->off)->lock);

@@ -74,6 +74,9 @@ void cache_drop(struct cache *c);
 int cache_get(struct cache *c, uint64_t off, struct slice **out, struct qk_error *err);
 /* The same for a slice known to be all zero on the medium: no read. */
 int cache_get_zeroed(struct cache *c, uint64_t off, struct slice **out, struct qk_error *err);
+/* Best effort: the slices of [off, off + len), which nobody else changes meanwhile, are read with
+ * one call when the first of them is missing. */
+void cache_prefetch(struct cache *c, uint64_t off, uint64_t len);
 void cache_put(struct cache *c, struct slice *s);
 /* The slice, held, was changed. */
 void cache_mark_dirty(struct cache *c, struct slice *s);

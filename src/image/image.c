@@ -7,7 +7,8 @@
 #include "base/bytes.h"
 
 #define SLICE_BYTES_DEFAULT 4096u
-/* L2 slices that wait for a writeback; again as much for the copies that it writes. */
+/* L2 slices that wait for a writeback, and refcount slices; again as much for the copies that it
+ * writes. */
 #define DIRTY_MAX_BYTES (8u << 20)
 
 static int judge_features(const struct image *img, struct qk_error *err)
@@ -79,7 +80,8 @@ static int init_caches(struct image *img, struct qk_error *err)
         .shards = 1,
     };
     img->l2_dirty_limit = (size_t)max_u64(min_u64(l2_bytes / 2, DIRTY_MAX_BYTES), 64u * slice);
-    img->refcount_dirty_limit = (size_t)rc_bytes / 2;
+    img->refcount_dirty_limit =
+        (size_t)(img->opts.refcount_cache_bytes ? rc_bytes / 2 : DIRTY_MAX_BYTES);
     int ret = cache_init(&img->l2, &l2, err);
     return ret < 0 ? ret : cache_init(&img->refcounts, &rc, err);
 }

@@ -182,6 +182,16 @@ int l2_table_writable(struct image *img, guest_off_t off, uint64_t *table_off,
 /* How a mapping changes: new entry for an old one. Returns false to leave it as it is. */
 typedef bool (*l2_change_fn)(void *opaque, uint64_t index, struct l2_entry old,
                              struct l2_entry *entry);
+/* Puts an L1 entry in memory, to be written by the next writeback. alloc_lock held. */
+void l1_set(struct image *img, uint64_t index, uint64_t raw);
+/* What standard entries become that lose what they refer to. */
+struct l2_fill {
+    uint64_t raw;    /* refers to nothing */
+    bool keep_empty; /* entries of 0 stay so */
+};
+/* As l2_change, for many whole clusters of an image with standard entries. */
+int l2_fill(struct image *img, guest_off_t off, uint64_t clusters, struct l2_fill fill,
+            struct qk_error *err);
 /* Applies fn to `clusters` guest clusters from off on; clusters that lose their host cluster (or
  * compressed bytes) by it are queued as frees. `index` counts from 0. */
 int l2_change(struct image *img, guest_off_t off, uint64_t clusters, l2_change_fn fn, void *opaque,

@@ -303,8 +303,9 @@ static bool same_reference(const struct image *img, struct l2_entry a, struct l2
 }
 
 struct change {
-    l2_change_fn fn;
+    l2_change_fn fn; /* NULL: all entries become `fill` */
     void *opaque;
+    struct l2_fill fill;
     uint64_t done;               /* guest clusters before the current slice */
     struct cluster_run_vec lost; /* reference runs to queue */
 };
@@ -317,6 +318,41 @@ static int lose(struct change *ch, struct cluster_run run)
         return 0;
     }
     return cluster_run_vec_append(&ch->lost, run);
+}
+
+static int lose_valid(struct image *img, struct l2_entry old, struct cluster_run run,
+                      struct change *ch)
+{
+    bool valid =
+        old.raw & ENTRY_COMPRESSED
+            ? inside_file(img, (run.first + run.count - 1) << img->g.cluster_bits)
+            : l2_entry_offset_valid(&img->g, old) && inside_file(img, l2_entry_host(old).v);
+    return valid ? lose(ch, run) : -EIO;
+}
+
+/* As change_slice, for standard entries that all become the same. */
+static int fill_slice(struct image *img, const struct entry_place *p, struct slice *s, uint64_t n,
+                      struct change *ch)
+{
+    int ret = 0;
+    const uint64_t raw = htobe64(ch->fill.raw), keep = ch->fill.keep_empty ? 0 : raw;
+    uint64_t *entries = (uint64_t *)(void *)s->data + p->index;
+    bool dirty = false;
+    for (uint64_t i = 0; i < n; i++) {
+        if (entries[i] == raw || entries[i] == keep)
+            continue;
+        struct l2_entry old = {be64toh(entries[i]), 0};
+        struct cluster_run run = referred(img, old);
+        if (run.count)
+            ret = lose_valid(img, old, run, ch);
+        if (ret < 0)
+            break;
+        entries[i] = raw;
+        dirty = true;
+    }
+    if (dirty)
+        cache_mark_dirty(&img->l2, s);
+    return ret;
 }
 
 /* The next n clusters, whose entries stand together in the slice. */
@@ -352,30 +388,49 @@ static int queue_lost(struct image *img, struct change *ch, struct qk_error *err
     return ret;
 }
 
-int l2_change(struct image *img, guest_off_t off, uint64_t clusters, l2_change_fn fn, void *opaque,
-              struct qk_error *err)
+static int change_all(struct image *img, guest_off_t off, uint64_t clusters, struct change *ch,
+                      struct qk_error *err)
 {
-    struct change ch = {.fn = fn, .opaque = opaque};
     int ret = 0;
-    while (ch.done < clusters && ret == 0) {
-        guest_off_t at = guest_off(off.v + (ch.done << img->g.cluster_bits));
+    while (ch->done < clusters && ret == 0) {
+        guest_off_t at = guest_off(off.v + (ch->done << img->g.cluster_bits));
         uint64_t table;
         struct slice *s;
         ret = l2_table_writable(img, at, &table, err);
         if (ret < 0)
             break;
         struct entry_place p = place_in(img, at, table);
-        uint64_t n = min_u64(clusters - ch.done, p.per_slice - p.index);
+        uint64_t n = min_u64(clusters - ch->done, p.per_slice - p.index);
+        /* A whole table is held by the caller: it is read whole. */
+        if (image_l2_index(img, at) == 0 && clusters - ch->done >= img->g.l2_entries)
+            cache_prefetch(&img->l2, table, img->g.cluster_bytes);
         ret = cache_get(&img->l2, p.slice_off, &s, err);
         if (ret < 0)
             break;
         io_event(img->file, "l2_update");
-        if (change_slice(img, &p, s, n, &ch) < 0)
-            ret = qk_fail_nomem(err);
+        ret = (ch->fn ? change_slice : fill_slice)(img, &p, s, n, ch);
+        if (ret == -ENOMEM)
+            qk_fail_nomem(err);
+        else if (ret < 0)
+            entry_fail(img, &p, 0, "an entry of the table names a cluster that cannot be", err);
         cache_put(&img->l2, s);
-        ch.done += n;
+        ch->done += n;
     }
-    int queued = queue_lost(img, &ch, ret == 0 ? err : NULL);
-    cluster_run_vec_free(&ch.lost);
+    int queued = queue_lost(img, ch, ret == 0 ? err : NULL);
+    cluster_run_vec_free(&ch->lost);
     return ret < 0 ? ret : queued;
+}
+
+int l2_change(struct image *img, guest_off_t off, uint64_t clusters, l2_change_fn fn, void *opaque,
+              struct qk_error *err)
+{
+    struct change ch = {.fn = fn, .opaque = opaque};
+    return change_all(img, off, clusters, &ch, err);
+}
+
+int l2_fill(struct image *img, guest_off_t off, uint64_t clusters, struct l2_fill fill,
+            struct qk_error *err)
+{
+    struct change ch = {.fill = fill};
+    return change_all(img, off, clusters, &ch, err);
 }

@@ -96,6 +96,9 @@ static int add_in_slice(struct image *img, struct cluster_run run, int delta, ui
     if (!p.slice_off)
         return qk_fail_at(err, -EIO, WHERE(img->file->name, structure, img->reftable.off),
                           "no refcount block for cluster %" PRIu64, run.first);
+    if (run.count >= UINT64_C(1) << img->g.refblock_bits &&
+        is_aligned(p.slice_off, img->g.cluster_bytes))
+        cache_prefetch(&img->refcounts, p.slice_off, img->g.cluster_bytes);
     ret = cache_get(&img->refcounts, p.slice_off, &s, err);
     if (ret < 0)
         return ret;

@@ -66,6 +66,32 @@ static bool discard_entry(void *opaque, uint64_t index, struct l2_entry old, str
     return !is_nothing(z->img, old) && zero_entry(opaque, index, old, entry);
 }
 
+/* All of a table that is ours alone or not there, and its clusters lose their places: no need to
+ * look at each entry's kind. (A table that a snapshot shares is not copied for nothing.) */
+static bool can_fill(const struct zeroing *z, uint64_t end)
+{
+    const struct image *img = z->img;
+    const uint64_t in_table = img->g.l2_entries;
+    guest_off_t at = guest_off(z->first << img->g.cluster_bits);
+    if (!z->unmap || img->g.subclusters > 1 || img->g.data_file || z->first % in_table ||
+        end - z->first < in_table || image_l1_index(img, at) >= img->l1_count)
+        return false;
+    uint64_t l1 = l1_load(img, image_l1_index(img, at));
+    return l1 ? l1 & ENTRY_COPIED : !img->backing && z->discard;
+}
+
+static int fill_table(struct zeroing *z, struct qk_error *err)
+{
+    struct image *img = z->img;
+    guest_off_t at = guest_off(z->first << img->g.cluster_bits);
+    struct l2_fill fill = {img->h.version < 3 ? 0 : ENTRY_ZERO, z->discard && !img->backing};
+    z->first += img->g.l2_entries;
+    if (!l1_load(img, image_l1_index(img, at)))
+        return 0;
+    int ret = l2_fill(img, at, img->g.l2_entries, fill, err);
+    return ret < 0 ? ret : image_throttle(img, err);
+}
+
 /* Changes the entries of z's clusters. What is unallocated and reads as zero already is left out
  * where the change would leave it so: no table is made for it. */
 static int change_range(struct zeroing *z, struct qk_error *err)
@@ -76,6 +102,10 @@ static int change_range(struct zeroing *z, struct qk_error *err)
     bool skip = !img->backing && (z->discard || img->h.version < 3);
     int ret = 0;
     for (z->first = z->off >> img->g.cluster_bits; z->first < end && ret == 0;) {
+        if (can_fill(z, end)) {
+            ret = fill_table(z, err);
+            continue;
+        }
         uint64_t n = min_u64(end - z->first, CHANGE_MAX_CLUSTERS);
         guest_off_t at = guest_off(z->first << img->g.cluster_bits);
         struct map_extent ext = {.kind = CLUSTER_NORMAL};
