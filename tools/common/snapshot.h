@@ -21,8 +21,10 @@ void snapshot_choice_free(struct snapshot_choice *choice);
 /* The image is to be opened as it was then. */
 void snapshot_choice_request(const struct snapshot_choice *choice, struct image_request *request);
 
-/* The row of -l for commands that read an image. */
-#define OPT_SNAPSHOT_ROW                                                                           \
-    OPT_ROW_('l', "snapshot", "SNAPSHOT", "read an internal snapshot, by id or name", OPT_KIND_TEXT)
+/* The row of -l for commands that read an image; `id_` is another where l is taken. */
+#define OPT_SNAPSHOT_AS(id_)                                                                       \
+    OPT_ROW_(id_, "internal-snapshot", "SNAPSHOT", "read an internal snapshot, by id or name",     \
+             OPT_KIND_TEXT)
+#define OPT_SNAPSHOT_ROW OPT_SNAPSHOT_AS('l')
 
 #endif

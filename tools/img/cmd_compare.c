@@ -5,6 +5,7 @@
 #include "common/open.h"
 #include "common/progress.h"
 #include "common/report.h"
+#include "common/snapshot.h"
 #include "img/commands.h"
 
 enum status { SAME = 0, DIFFERENT = 1, NOT_OPENED = 2, NO_STATUS = 3, NOT_READ = 4 };
@@ -14,6 +15,10 @@ static const struct opt_desc options[] = {
     OPT_ROW_('F', NULL, "FMT", "format of the second image (default: probe)", OPT_KIND_FORMAT),
     OPT_ROW_('s', NULL, NULL, "strict: sizes and allocation have to be the same too",
              OPT_KIND_FLAG),
+    OPT_ROW_('l', NULL, "SNAPSHOT", "compare an internal snapshot of the first image",
+             OPT_KIND_TEXT),
+    OPT_ROW_('L', NULL, "SNAPSHOT", "compare an internal snapshot of the second image",
+             OPT_KIND_TEXT),
     OPT_SRC_CACHE,
     OPT_SHARE,
     OPT_ROW_IMAGE_OPTS,
@@ -27,6 +32,7 @@ static const struct opt_desc options[] = {
 static const struct cmd_text examples[] = {
     {"compare disk.qcow2 disk.raw", "is the content the same?"},
     {"compare -s -f qcow2 -F qcow2 a.qcow2 b.qcow2", "and the size, and what is allocated"},
+    {"compare -l monday disk.qcow2 disk.qcow2", "has anything changed since the snapshot?"},
     {"compare -q a.qcow2 b.qcow2", "say it by the exit status only"},
     {NULL, NULL},
 };
@@ -94,12 +100,19 @@ static enum status run(const struct opts *opts)
 {
     struct image_request request;
     struct qk_disk *disk[2] = {NULL, NULL};
+    SNAPSHOT_CLEANUP struct snapshot_choice first = {0};
+    SNAPSHOT_CLEANUP struct snapshot_choice second = {0};
+    if (snapshot_choice_parse(opts_string(opts, 'l'), &first) >= 0 ||
+        snapshot_choice_parse(opts_string(opts, 'L'), &second) >= 0)
+        return DIFFERENT;
     if (image_request_from(opts, &request) >= 0 ||
         cache_mode_option(opts, 'T', "writeback", &request.flags) >= 0)
         return NOT_OPENED;
     enum status status = NOT_OPENED;
+    snapshot_choice_request(&first, &request);
     if (open_image(opts->operand[0], &request, &disk[0]) == 0) {
         request.format = opts_string(opts, 'F');
+        snapshot_choice_request(&second, &request);
         if (open_image(opts->operand[1], &request, &disk[1]) == 0)
             status = compare(disk, opts);
     }

@@ -4,6 +4,7 @@
  */
 #include "common/open.h"
 #include "common/report.h"
+#include "common/snapshot.h"
 #include "common/units.h"
 #include "img/commands.h"
 #include "img/source.h"
@@ -20,6 +21,7 @@
 static const struct opt_desc options[] = {
     OPT_FORMAT,
     {'O', NULL, "FMT", "format of the new image (default: raw)", OPT_KIND_FORMAT, NULL, 0, 0, NULL},
+    OPT_SNAPSHOT_ROW,
     OPT_SHARE,
     OPT_ROW_IMAGE_OPTS,
     OPT_ROW_OBJECT,
@@ -187,11 +189,15 @@ int cmd_dd(int argc, char **argv)
         return status;
     struct dd dd = {0};
     struct image_request request;
-    status = parse(&dd, &opts);
+    SNAPSHOT_CLEANUP struct snapshot_choice snapshot;
+    status = snapshot_choice_parse(opts_string(&opts, 'l'), &snapshot);
+    if (status < 0)
+        status = parse(&dd, &opts);
     if (status < 0)
         status = image_request_from(&opts, &request);
     if (status >= 0)
         return status;
+    snapshot_choice_request(&snapshot, &request);
     IMAGE_CLEANUP struct qk_disk *input = NULL;
     if (open_image(dd.input, &request, &input) < 0)
         return 1;

@@ -6,11 +6,14 @@
 #include "common/open.h"
 #include "common/report.h"
 #include "common/rows.h"
+#include "common/snapshot.h"
 #include "img/commands.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+
+enum { OPT_SNAPSHOT = OPT_LOCAL };
 
 static const struct opt_desc options[] = {
     OPT_FORMAT,
@@ -18,6 +21,7 @@ static const struct opt_desc options[] = {
      NULL},
     {'l', "max-length", "LENGTH", "how many guest bytes to show", OPT_KIND_SIZE, "max length", 0, 0,
      NULL},
+    OPT_SNAPSHOT_AS(OPT_SNAPSHOT),
     OPT_ROW_OUTPUT,
     OPT_SHARE,
     OPT_ROW_IMAGE_OPTS,
@@ -169,9 +173,13 @@ int cmd_map(int argc, char **argv)
     if (opts.operand_count != 1)
         return usage_error("Expecting one image file name");
     struct image_request request;
-    status = image_request_from(&opts, &request);
+    SNAPSHOT_CLEANUP struct snapshot_choice snapshot;
+    status = snapshot_choice_parse(opts_string(&opts, OPT_SNAPSHOT), &snapshot);
+    if (status < 0)
+        status = image_request_from(&opts, &request);
     if (status >= 0)
         return status;
+    snapshot_choice_request(&snapshot, &request);
     struct map map = {0};
     if (open_image(opts.operand[0], &request, &map.disk) < 0)
         return 1;

@@ -10,6 +10,7 @@
 #define TOOLS_IO_IO_H
 
 #include "common/options.h"
+#include "common/snapshot.h"
 #include "qcowkit.h"
 
 #include <stdbool.h>
@@ -78,11 +79,12 @@ int command_run(struct session *session, const char *line);
 
 /* How an image is opened; kept for `reopen`. */
 struct image_spec {
-    char *name;             /* NULL: the options say everything */
-    char *format;           /* NULL: probe */
-    struct keyvals options; /* "key=value" */
-    unsigned flags;         /* of enum qk_open_flag */
-    bool native_aio;        /* needs direct I/O */
+    char *name;                             /* NULL: the options say everything */
+    char *format;                           /* NULL: probe */
+    struct keyvals options;                 /* "key=value" */
+    unsigned flags;                         /* of enum qk_open_flag */
+    bool native_aio;                        /* needs direct I/O */
+    const struct snapshot_choice *snapshot; /* -l, the session's; NULL: none */
 };
 
 struct session {
@@ -90,7 +92,8 @@ struct session {
     struct image_spec spec;
     const struct qk_secrets *secrets; /* of --object; or NULL */
     struct request_queue *queue;
-    struct keyvals breaks; /* tags of the breakpoints that were set */
+    struct keyvals breaks;           /* tags of the breakpoints that were set */
+    struct snapshot_choice snapshot; /* -l */
     bool read_only;
     bool misalign; /* -m: odd memory addresses, for testing direct I/O */
     bool quit;

@@ -5,6 +5,7 @@
 #include "common/faces.h"
 #include "common/open.h"
 #include "common/report.h"
+#include "common/snapshot.h"
 #include "io/io.h"
 #include "io/request.h"
 
@@ -31,6 +32,7 @@ static const struct opt_desc options[] = {
     OPT_ROW_('t', "cache", "MODE", "cache mode (default: writethrough)", OPT_KIND_CACHE),
     OPT_ROW_('d', "discard", "MODE", "ignore or unmap (default: unmap)", OPT_KIND_TEXT),
     OPT_ROW_('T', "trace", "SPEC", "accepted for scripts' sake, no effect", OPT_KIND_TEXT),
+    OPT_SNAPSHOT_ROW,
     OPT_SHARE,
     OPT_ROW_('V', "version", NULL, "print the version and end", OPT_KIND_FLAG),
     OPT_END,
@@ -79,10 +81,24 @@ static int take_operand(struct image_spec *spec, const struct opts *opts)
     return 0;
 }
 
+/* A snapshot can only be read. */
+static int take_snapshot(struct image_spec *spec, const struct opts *opts,
+                         struct snapshot_choice *snapshot)
+{
+    if (snapshot_choice_parse(opts_string(opts, 'l'), snapshot) >= 0)
+        return -EINVAL;
+    spec->snapshot = snapshot;
+    if (snapshot->text)
+        spec->flags &= ~(unsigned)QK_OPEN_RDWR;
+    return 0;
+}
+
 static int open_operand(struct session *session, const struct opts *opts)
 {
     struct image_spec spec = {.flags = SPEC_DEFAULT_FLAGS};
     int ret = spec_take_modes(&spec, opts);
+    if (!ret)
+        ret = take_snapshot(&spec, opts, &session->snapshot);
     if (!ret && opts->operand_count)
         ret = take_operand(&spec, opts);
     if (!ret && opts->operand_count)
@@ -128,15 +144,15 @@ static int run_interactive(struct session *session)
 
 static int run(const struct opts *opts)
 {
-    struct session session = {.queue = queue_new(),
-                              .misalign = opts_given(opts, 'm'),
-                              .secrets = opts->secrets};
+    struct session session = {
+        .queue = queue_new(), .misalign = opts_given(opts, 'm'), .secrets = opts->secrets};
     int failed = open_operand(&session, opts) != 0;
     if (!failed)
         failed = opts_given(opts, 'c') ? run_given(&session, opts) : run_interactive(&session);
     if (session_close(&session))
         failed = 1;
     queue_free(session.queue);
+    snapshot_choice_free(&session.snapshot);
     return failed;
 }
 

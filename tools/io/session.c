@@ -102,6 +102,11 @@ static int open_disk(const struct session *session, const struct image_spec *spe
     options.format = spec->format;
     options.options = (const char *const *)spec->options.item;
     options.secrets = session->secrets;
+    if (spec->snapshot) {
+        options.snapshot = spec->snapshot->either;
+        options.snapshot_id = spec->snapshot->id;
+        options.snapshot_name = spec->snapshot->name;
+    }
     int ret = check_aio(spec, &err);
     if (!ret)
         ret = qk_disk_open(spec->name, &options, disk, &err);
