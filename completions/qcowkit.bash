@@ -7,6 +7,16 @@ _qcowkit_table() {
 # table begins
 amend -h flag
 amend --help flag
+amend -f format
+amend --format format
+amend -o text
+amend --force flag
+amend -t cache
+amend --image-opts flag
+amend --object object
+amend -p flag
+amend --progress-fd descriptor
+amend -q flag
 bench -h flag
 bench --help flag
 bench -c text
@@ -84,6 +94,8 @@ compare --help flag
 compare -f format
 compare -F format
 compare -s flag
+compare -l text
+compare -L text
 compare -T cache
 compare -U flag
 compare --force-share flag
@@ -110,6 +122,7 @@ convert -C flag
 convert -c flag
 convert --compress-level text
 convert -l text
+convert --internal-snapshot text
 convert --salvage flag
 convert --bitmaps flag
 convert --skip-broken-bitmaps flag
@@ -137,6 +150,8 @@ dd --help flag
 dd -f format
 dd --format format
 dd -O format
+dd -l text
+dd --internal-snapshot text
 dd -U flag
 dd --force-share flag
 dd --image-opts flag
@@ -149,6 +164,7 @@ info --image-opts flag
 info --object object
 info --output output human json
 info --backing-chain flag
+info --children flag
 info -U flag
 info --force-share flag
 map -h flag
@@ -159,6 +175,7 @@ map -s size
 map --start-offset size
 map -l size
 map --max-length size
+map --internal-snapshot text
 map --output output human json
 map -U flag
 map --force-share flag
@@ -172,6 +189,7 @@ measure -O format
 measure -o text
 measure --size size
 measure -l text
+measure --internal-snapshot text
 measure --output output human json
 measure -U flag
 measure --force-share flag
@@ -247,6 +265,8 @@ io -d text
 io --discard text
 io -T text
 io --trace text
+io -l text
+io --internal-snapshot text
 io -U flag
 io --force-share flag
 io -V flag

@@ -332,6 +332,8 @@ struct qk_info {
     } qcow2;
     bool probed; /* format by probing; a raw image then guards its first sector */
     const char *data_file_full; /* the external data file that is open; NULL: none */
+    const char *file_name;   /* of the child that holds the format's bytes; NULL: there is none */
+    const char *file_driver; /* "file", "host_device", "blkdebug", ... */
 };
 #define QK_INFO_INIT                                                                               \
     {                                                                                              \

@@ -36,6 +36,8 @@ static void fill_common(struct node *node, struct qk_info *info)
     info->can_zero = node->io.ops->zero;
     info->can_discard = node->io.ops->discard;
     info->probed = node->probed;
+    info->file_name = node->file ? node->file->shown_name : NULL;
+    info->file_driver = node->file ? node->file->driver->name : NULL;
 }
 
 /* The resolved name was kept when the backing file was opened; else it is made now. */

@@ -98,3 +98,37 @@ int image_info_specific(struct rows *rows, struct qk_disk *disk, const struct qk
         rows_bool(data, "extended-l2", "extended l2", qcow2->extended_l2);
     return 0;
 }
+
+static void add_child_json(struct rows *rows, const struct qk_info *info, uint64_t length)
+{
+    struct rows *list = rows_list(rows, "children", NULL);
+    struct rows *child = rows_object(list, NULL, NULL);
+    rows_text(child, "name", NULL, "file");
+    struct rows *data = rows_object(child, "info", NULL);
+    rows_list(data, "children", NULL);
+    rows_uint(data, "virtual-size", NULL, length);
+    rows_text(data, "filename", NULL, info->file_name);
+    rows_text(data, "format", NULL, info->file_driver);
+    if (info->actual_size != QK_OFFSET_NONE)
+        rows_uint(data, "actual-size", NULL, info->actual_size);
+    struct rows *specific = rows_object(data, "format-specific", NULL);
+    rows_text(specific, "type", NULL, info->file_driver);
+    rows_object(specific, "data", NULL);
+    rows_bool(data, "dirty-flag", NULL, false);
+}
+
+void image_info_children(struct rows *rows, const struct qk_info *info)
+{
+    if (!info->file_name || info->file_length == QK_OFFSET_NONE)
+        return;
+    uint64_t length = (info->file_length + 511) / 512 * 512; /* in sectors, as QEMU has it */
+    add_child_json(rows, info, length);
+    struct rows *text = rows_object(rows, NULL, "Child node '/file'");
+    rows_text(text, NULL, "filename", info->file_name);
+    rows_text(text, NULL, "protocol type", info->file_driver);
+    rows_size_bytes(text, NULL, "file length", length);
+    if (info->actual_size == QK_OFFSET_NONE)
+        rows_text(text, NULL, "disk size", "unavailable");
+    else
+        rows_size(text, NULL, "disk size", info->actual_size);
+}

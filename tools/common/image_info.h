@@ -14,4 +14,7 @@
 int image_info_specific(struct rows *rows, struct qk_disk *disk, const struct qk_info *info,
                         struct qk_error *err);
 
+/* The child that holds the bytes, as QEMU 8 and later print it. */
+void image_info_children(struct rows *rows, const struct qk_info *info);
+
 #endif

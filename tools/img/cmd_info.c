@@ -15,7 +15,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum { OPT_CHAIN = OPT_LOCAL };
+enum { OPT_CHAIN = OPT_LOCAL, OPT_CHILDREN };
 
 static const struct opt_desc options[] = {
     OPT_FORMAT,
@@ -24,6 +24,8 @@ static const struct opt_desc options[] = {
     OPT_ROW_OUTPUT,
     {OPT_CHAIN, "backing-chain", NULL, "describe the backing images too", OPT_KIND_FLAG, NULL, 0, 0,
      NULL},
+    OPT_ROW_(OPT_CHILDREN, "children", NULL, "describe the file below too, as QEMU 8 and later do",
+             OPT_KIND_FLAG),
     OPT_SHARE,
     OPT_END,
 };
@@ -45,6 +47,7 @@ const struct cmd_desc desc_info = {
 
 /* The order in which qemu prints the keys of these objects. */
 static const char *const key_order[] = {
+    "children",
     "backing-filename-format",
     "snapshots",
     "virtual-size",
@@ -151,7 +154,8 @@ struct chain {
     struct rows *image; /* one per image, top first */
     struct seen *seen;
     size_t count;
-    bool whole; /* --backing-chain */
+    bool whole;    /* --backing-chain */
+    bool children; /* --children */
 };
 
 static void chain_free(struct chain *chain)
@@ -198,6 +202,8 @@ static int add_image(struct chain *chain, const char *name, const struct image_r
     int ret = qk_disk_info(disk, &info, &err);
     if (!ret)
         ret = describe(disk, &info, &chain->image[chain->count - 1], &err);
+    if (!ret && chain->children)
+        image_info_children(&chain->image[chain->count - 1], &info);
     if (ret) {
         report_failure(&err, "Could not read the description of '%s'", name);
         return 1;
@@ -274,7 +280,10 @@ int cmd_info(int argc, char **argv)
     if (opts.operand_count != 1)
         return usage_error("Expecting one image file name");
     request.flags |= QK_OPEN_NO_BACKING | QK_OPEN_NO_IO;
-    struct chain chain = {.whole = opts_given(&opts, OPT_CHAIN)};
+    struct chain chain = {
+        .whole = opts_given(&opts, OPT_CHAIN),
+        .children = opts_given(&opts, OPT_CHILDREN),
+    };
     status = walk(&chain, opts.operand[0], &request);
     if (status < 0)
         opts_json(&opts) ? print_json(&chain) : print_text(&chain);
