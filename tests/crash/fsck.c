@@ -14,7 +14,8 @@ struct walk {
     size_t len;
     uint64_t cluster, clusters;
     unsigned refcount_bits, cluster_bits;
-    bool data_file; /* guest clusters are in another file, at their guest offset */
+    unsigned entry_bytes; /* of L2 tables: 16 with subclusters */
+    bool data_file;       /* guest clusters are in another file, at their guest offset */
     uint64_t reftable_off, reftable_entries;
     uint16_t *refs;   /* per cluster: references */
     uint16_t *tree;   /* of these, those below the L1 that is walked, */
@@ -51,7 +52,7 @@ static uint64_t refcount_in(const uint8_t *block, uint64_t index, unsigned bits)
         return value;
     }
     unsigned shift = (unsigned)(index * bits % 8);
-    return block[index * bits / 8] >> shift & ((1u << bits) - 1);
+    return (uint64_t)block[index * bits / 8] >> shift & ((UINT64_C(1) << bits) - 1);
 }
 
 static uint64_t refcount_of(struct walk *w, uint64_t cluster)
@@ -118,10 +119,24 @@ static void check_elsewhere(struct walk *w, uint64_t entry, uint64_t guest)
                 (unsigned long long)guest);
 }
 
+/* Format, "Extended L2 Entries": a subcluster has data or is zero, and data needs a cluster. */
+static void check_bitmap(struct walk *w, uint64_t entry, uint64_t bitmap)
+{
+    bool has_cluster = w->data_file ? (entry & COPIED) != 0 : (entry & offset_mask) != 0;
+    uint64_t data = bitmap & UINT32_MAX;
+    if (entry & COMPRESSED ? bitmap != 0 : (bitmap >> 32 & data) || (data && !has_cluster))
+        corrupt(w, "L2 entry %#llx has a contradictory bitmap %#llx", (unsigned long long)entry,
+                (unsigned long long)bitmap);
+    if (!(entry & COMPRESSED) && (entry & 1))
+        corrupt(w, "extended L2 entry %#llx has a zero flag", (unsigned long long)entry);
+}
+
 static void walk_l2(struct walk *w, uint64_t table, uint64_t guest)
 {
-    for (uint64_t i = 0; i < w->cluster / 8; i++) {
-        uint64_t entry = read_u64(w, table + i * 8);
+    for (uint64_t i = 0; i < w->cluster / w->entry_bytes; i++) {
+        uint64_t entry = read_u64(w, table + i * w->entry_bytes);
+        if (w->entry_bytes == 16)
+            check_bitmap(w, entry, read_u64(w, table + i * 16 + 8));
         if (w->data_file) {
             check_elsewhere(w, entry, guest + i * w->cluster);
             continue;
@@ -153,7 +168,7 @@ static void walk_l1(struct walk *w, uint64_t l1_off, uint32_t entries)
         uint64_t entry = read_u64(w, l1_off + (uint64_t)i * 8);
         check_copied(w, entry, "L1 entry");
         if ((entry & offset_mask) && use(w, entry & offset_mask, w->cluster, "L2 table"))
-            walk_l2(w, entry & offset_mask, i * (w->cluster / 8) * w->cluster);
+            walk_l2(w, entry & offset_mask, i * (w->cluster / w->entry_bytes) * w->cluster);
     }
     end_tree(w);
 }
@@ -202,7 +217,7 @@ bool fsck_run(const uint8_t *bytes, size_t len, struct fsck *out)
     *out = (struct fsck){0};
     if (len < 104 || load_be32(bytes) != 0x514649fb)
         return false;
-    struct walk w = {.bytes = bytes, .len = len, .out = out, .refcount_bits = 16};
+    struct walk w = {.bytes = bytes, .len = len, .out = out, .refcount_bits = 16, .entry_bytes = 8};
     w.cluster_bits = load_be32(bytes + 20);
     w.cluster = UINT64_C(1) << w.cluster_bits;
     w.clusters = (len + w.cluster - 1) / w.cluster;
@@ -212,6 +227,7 @@ bool fsck_run(const uint8_t *bytes, size_t len, struct fsck *out)
         w.refcount_bits = 1u << load_be32(bytes + 96);
         out->dirty = load_be64(bytes + 72) & 1;
         w.data_file = load_be64(bytes + 72) & 4;
+        w.entry_bytes = load_be64(bytes + 72) & 16 ? 16 : 8;
     }
     if (out->dirty)
         return true;
