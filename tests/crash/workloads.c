@@ -305,9 +305,11 @@ static void run_after_repair(struct recorder *rec)
     .options = {.lazy_refcounts = -1, .overlap = OVERLAP_CACHED}
 
 /* With an external data file for a disk of up to max_ bytes. */
-#define DATA(max_)                                                                                 \
-    .create.data_file = "data", .max_bytes = (max_), .options.discard_to_file = true
+#define DATA(max_)     .create.data_file = "data", .max_bytes = (max_), .options.discard_to_file = true
 #define RAW_DATA(max_) DATA(max_), .create.data_file_raw = true
+/* With subclusters: of a sector in the smallest clusters, which hold them. */
+#define SUBCLUSTERS(size_, cluster_bits_, order_)                                                  \
+    IMAGE(size_, 3, cluster_bits_, order_), .create.extended_l2 = true
 
 const struct workload workloads[] = {
     {"alloc", IMAGE(512 * K, 3, 9, 4), .seed = 1, .run = run_alloc},
@@ -405,6 +407,34 @@ const struct workload workloads[] = {
     {"data-raw-zero", IMAGE(256 * K, 3, 12, 4), RAW_DATA(256 * K), .seed = 67, .run = run_zero},
     {"data-raw-resize", IMAGE(64 * K, 3, 10, 4), RAW_DATA(1 * M), .seed = 68, .run = run_resize},
     {"data-raw-shrink", IMAGE(256 * K, 3, 9, 6), RAW_DATA(512 * K), .seed = 69, .run = run_shrink},
+    {"sub", SUBCLUSTERS(512 * K, 14, 4), .seed = 80, .run = run_mixed},
+    {"sub-64k", SUBCLUSTERS(1 * M, 16, 4), .backing_bytes = 1 * M, .seed = 81, .run = run_alloc},
+    {"sub-overwrite", SUBCLUSTERS(512 * K, 15, 1), .seed = 82, .run = run_overwrite},
+    {"sub-zero", SUBCLUSTERS(512 * K, 14, 4), .backing_bytes = 400 * K, .seed = 83,
+     .run = run_zero},
+    {"sub-discard", SUBCLUSTERS(512 * K, 14, 4), .seed = 84, .run = run_discard_reuse},
+    {"sub-discard-backing", SUBCLUSTERS(512 * K, 14, 4), .backing_bytes = 500 * K,
+     .options.discard_to_file = true, .seed = 85, .run = run_discard_reuse},
+    {"sub-resize", SUBCLUSTERS(64 * K, 14, 4), .max_bytes = 1 * M, .seed = 86, .run = run_resize},
+    {"sub-shrink", SUBCLUSTERS(256 * K, 14, 4), .max_bytes = 512 * K, .backing_bytes = 300 * K,
+     .seed = 87, .run = run_shrink},
+    {"sub-prealloc", SUBCLUSTERS(512 * K, 14, 4), .create.prealloc = QK_PREALLOC_METADATA,
+     .backing_bytes = 400 * K, .seed = 88, .run = run_mixed},
+    {"sub-device", SUBCLUSTERS(256 * K, 14, 4), .create.prealloc = QK_PREALLOC_METADATA,
+     .device_bytes = 2 * M, .logs_creation = true, .seed = 89, .run = run_mixed},
+    {"sub-lazy", SUBCLUSTERS(256 * K, 14, 4), .create.lazy_refcounts = true, .seed = 90,
+     .run = run_reopen},
+    {"sub-tiny-cache", SUBCLUSTERS(1 * M, 14, 4), .options.l2_cache_bytes = 16 * K,
+     .options.l2_slice_bytes = 512, .backing_bytes = 200 * K, .seed = 91, .run = run_tiny_cache},
+    {"sub-compressed", SUBCLUSTERS(256 * K, 14, 4), .backing_bytes = 200 * K, .seed = 92,
+     .run = run_compressed},
+    {"sub-snapshots", SUBCLUSTERS(384 * K, 14, 4), .backing_bytes = 300 * K, .seed = 93,
+     .run = run_snapshots},
+    {"sub-amend", SUBCLUSTERS(512 * K, 14, 4), .seed = 94, .run = run_amend_width},
+    {"sub-data", SUBCLUSTERS(384 * K, 14, 4), DATA(384 * K), .backing_bytes = 300 * K, .seed = 95,
+     .run = run_mixed},
+    {"sub-data-raw", SUBCLUSTERS(384 * K, 14, 4), RAW_DATA(384 * K), .seed = 96, .run = run_mixed},
+    {"sub-data-shrink", SUBCLUSTERS(256 * K, 14, 4), DATA(512 * K), .seed = 97, .run = run_shrink},
     {"repair-dirty", IMAGE(384 * K, 3, 9, 4), .create.lazy_refcounts = true, .damage = DAMAGE_DIRTY,
      .seed = 33, .run = run_after_repair},
     {"repair-dirty-growth", IMAGE(4608 * K, 3, 9, 6), .create.lazy_refcounts = true,
