@@ -62,9 +62,9 @@ static int judge_new(const struct image *img, const char *name, unsigned granula
         ret = qk_fail(err, -EINVAL, "Name length exceeds maximum (%d characters)", BITMAP_NAME_MAX);
     if (ret == 0 && img->bitmaps->list.len >= BITMAPS_MAX)
         ret = qk_fail(err, -EFBIG, "Maximum number of persistent bitmaps is already reached");
-    return ret < 0 ? qk_error_prefix(err, "Can't make bitmap '%s' persistent in '%s'", name,
-                                     img->file->name)
-                   : 0;
+    if (ret < 0)
+        qk_error_prefix(err, "Can't make bitmap '%s' persistent in '%s'", name, img->file->name);
+    return ret;
 }
 
 static int make_bitmap(const struct image *img, const struct image_bitmap *want,
