@@ -137,7 +137,7 @@ int cipher_suite_judge(const struct cipher_suite *suite, struct qk_error *err)
         return qk_fail(err, -ENOTSUP, "Algorithm '%s' not supported", suite->cipher->name);
     if (suite->mode == CIPHER_XTS && suite->cipher->block_bytes != 16)
         return qk_fail(err, -ENOTSUP, "Unsupported cipher mode %s", cipher_mode_name(suite->mode));
-    return suite->ivgen == IVGEN_ESSIV && suite->mode != CIPHER_ECB ? judge_essiv(suite, err) : 0;
+    return suite->ivgen == IVGEN_ESSIV ? judge_essiv(suite, err) : 0;
 }
 
 /* ---- the library ---- */

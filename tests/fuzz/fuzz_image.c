@@ -15,6 +15,9 @@
 
 enum { MAX_INPUT = 1 << 20, MAX_EXTENTS = 200, READ_BYTES = 1 << 16, GROWTH = 4 << 20 };
 
+/* Of the corpus' encrypted images. */
+static const struct image_secret secret = {"s", (const uint8_t *)"abc", 3};
+
 static void promise(bool held, const char *what)
 {
     if (held)
@@ -59,7 +62,8 @@ static void read_at(struct image *img, uint64_t off, uint64_t len, uint8_t *buf)
 /* Walks the map, reading where it stops; then the end of the disk. */
 static void read_pass(const uint8_t *data, size_t size)
 {
-    const struct image_options opts = {.lazy_refcounts = -1, .overlap = OVERLAP_CACHED};
+    const struct image_options opts = {
+        .lazy_refcounts = -1, .overlap = OVERLAP_CACHED, .secret = &secret};
     struct opened o;
 
     if (!open_bytes(&o, data, size, &opts))
@@ -109,7 +113,7 @@ static void check_pass(const uint8_t *data, size_t size)
 static void write_pass(const uint8_t *data, size_t size)
 {
     const struct image_options opts = {
-        .writable = true, .lazy_refcounts = -1, .overlap = OVERLAP_CACHED};
+        .writable = true, .lazy_refcounts = -1, .overlap = OVERLAP_CACHED, .secret = &secret};
     struct opened o;
 
     if (!open_bytes(&o, data, size, &opts))
