@@ -94,6 +94,7 @@ struct image {
     struct qk_error flush_error;
     bool unsynced;      /* atomic: written to the file since the last barrier */
     bool data_unsynced; /* the same for an external data file */
+    bool data_uncut;    /* which could not be made shorter with the disk; the disk is held */
 
     uint64_t length_clusters; /* the file is known to reach this far; flush_lock holder */
     struct table_set *tables; /* overlap.c; NULL: not writable */
@@ -305,6 +306,12 @@ int header_set_l1(struct image *img, uint64_t l1_off, uint32_t l1_entries, uint6
                   struct qk_error *err);
 /* What guest bytes behind the disk's end hold, in [off, end) of one cluster, becomes zero. */
 int image_zero_behind(struct image *img, uint64_t off, uint64_t end, struct qk_error *err);
+
+/* ---- preallocate.c ---- */
+/* Gives every guest cluster in [first, end), which holds nothing, a host cluster that reads as
+ * zero. The caller holds the whole disk. */
+int image_preallocate(struct image *img, uint64_t first, uint64_t end, enum qk_prealloc prealloc,
+                      struct qk_error *err);
 
 /* ---- shrink.c ---- */
 /* The caller holds the whole disk; size is less than the disk's. */

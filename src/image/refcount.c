@@ -195,6 +195,9 @@ int refcount_load_leaf(void *opaque, uint64_t leaf, uint64_t used[FREEMAP_LEAF /
         uint64_t n = min_u64(FREEMAP_LEAF - i, p.per_slice - p.index);
         if (p.slice_off) {
             struct slice *s;
+            /* A search goes on through the rest of the block. */
+            if (is_aligned(p.slice_off, img->g.cluster_bytes))
+                cache_prefetch(&img->refcounts, p.slice_off, img->g.cluster_bytes);
             ret = cache_get(&img->refcounts, p.slice_off, &s, err);
             if (ret < 0)
                 return ret;

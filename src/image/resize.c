@@ -129,56 +129,6 @@ int l1_grow(struct image *img, uint64_t count, struct qk_error *err)
     return ret;
 }
 
-/* ---- preallocation of new guest clusters ---- */
-
-static int fill_run(struct image *img, struct cluster_run run, enum qk_prealloc prealloc,
-                    struct qk_error *err)
-{
-    uint64_t off = run.first << img->g.cluster_bits, len = run.count << img->g.cluster_bits, size;
-    if (img->g.data_file) /* data_grow has seen to it */
-        return 0;
-    int ret = overlap_check(img, 0, off, len, err);
-    if (ret == 0 && prealloc == QK_PREALLOC_FALLOC && run.fresh && img->file->can_grow) {
-        ret = io_size(img->file, &size, err);
-        if (ret == 0 && size < off)
-            ret = io_resize(img->file, off, QK_PREALLOC_OFF, err);
-        if (ret == 0 && size < off + len)
-            ret = io_resize(img->file, off + len, QK_PREALLOC_FALLOC, err);
-    } else if (ret == 0 && (!run.fresh || prealloc == QK_PREALLOC_FULL)) {
-        ret = io_zero_or_write(img->file, off, len, 0, err);
-    }
-    image_note_unsynced(img);
-    return ret;
-}
-
-/* Gives every unallocated guest cluster in [first, end) a host cluster that reads as zero. */
-static int preallocate(struct image *img, uint64_t first, uint64_t end, enum qk_prealloc prealloc,
-                       struct qk_error *err)
-{
-    int ret = 0;
-    while (first < end && ret == 0) {
-        uint64_t n = min_u64(end - first, img->g.l2_entries - (first & (img->g.l2_entries - 1)));
-        guest_off_t off = guest_off(first << img->g.cluster_bits);
-        struct cluster_run run;
-        uint64_t table;
-        ret = l2_table_writable(img, off, &table, err);
-        if (ret == 0)
-            ret = data_alloc(img, first, n, &run, err);
-        if (ret < 0)
-            break;
-        ret = fill_run(img, run, prealloc, err);
-        if (ret < 0) {
-            data_undo(img, run);
-            break;
-        }
-        ret = image_link(img, first, run, err);
-        if (ret == 0)
-            ret = image_throttle(img, err);
-        first += run.count;
-    }
-    return ret;
-}
-
 /* ---- the disk ---- */
 
 int image_zero_behind(struct image *img, uint64_t off, uint64_t end, struct qk_error *err)
@@ -221,14 +171,14 @@ static int grow_held(struct image *img, uint64_t size, enum qk_prealloc prealloc
         ret = l1_grow(img, geometry_l1_entries(&img->g, size), err);
     if (ret == 0)
         ret = image_vm_state_forget(img, size, err);
-    if (ret == 0)
+    if (ret == 0 && !image_data_file_is_raw(img)) /* whose bytes are the disk's, wherever it ends */
         ret = image_zero_behind(img, old_size,
                                 min_u64(size, round_up(old_size, img->g.cluster_bytes)), err);
     if (ret == 0)
         ret = hide_backing(img, old_size, size, err);
     if (ret == 0 && prealloc != QK_PREALLOC_OFF)
-        ret = preallocate(img, div_round_up(old_size, img->g.cluster_bytes),
-                          div_round_up(size, img->g.cluster_bytes), prealloc, err);
+        ret = image_preallocate(img, div_round_up(old_size, img->g.cluster_bytes),
+                                div_round_up(size, img->g.cluster_bytes), prealloc, err);
     if (ret == 0)
         ret = image_writeback(img, false, err);
     if (ret == 0)
