@@ -88,11 +88,12 @@ side() {
 ours() { side ours "$QCOWKIT_BIN" "$@"; }
 theirs() { side theirs "$QCOWKIT_ORACLE" "$@"; }
 
-# Takes timings and figures that the file system decides out of the output; a death by signal and a
+# Takes timings, figures that the file system decides and options that newer versions of qemu have
+# out of the output; a death by signal and a
 # sanitizer's report are never normal.
 normalise() {
     sed -E -e 's/[0-9:.]+ sec \([^)]*\)/T sec (R)/' -e 's/^disk size: .*/disk size: D/' \
-        -e 's/("actual-size": )[0-9]+/\1D/' -e 's/^Run completed in .* seconds\./Run completed in T seconds./' "$@"
+        -e '/^  (keep_data_file|data_file_keep)=/d' -e 's/("actual-size": )[0-9]+/\1D/' -e 's/^Run completed in .* seconds\./Run completed in T seconds./' "$@"
 }
 
 # Runs on both sides; sets status_ours, status_theirs, and fills .norm.* files.

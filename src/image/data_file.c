@@ -137,15 +137,12 @@ int data_raw_discard(struct image *img, guest_off_t off, uint64_t len, struct qk
 
 /* ---- the length ---- */
 
-/* What lies behind the old end in the last cluster becomes part of the disk, and so does all of it
- * where clusters are to be mapped. A raw file's bytes are the disk's, whoever put them there. */
-static int clear_behind(struct image *img, uint64_t length, uint64_t size, bool mapped,
-                        struct qk_error *err)
+/* Clusters are to be mapped where the file has something behind the old end already. A raw file's
+ * bytes are the disk's, whoever put them there. */
+static int clear_behind(struct image *img, uint64_t length, uint64_t size, struct qk_error *err)
 {
     uint64_t old_size = image_size(img), end = min_u64(length, size);
-    if (!mapped)
-        end = min_u64(end, round_up(old_size, img->g.cluster_bytes));
-    if (image_data_file_is_raw(img) || !data_ends_with_disk(img) || end <= old_size)
+    if (image_data_file_is_raw(img) || image_is_encrypted(img) || end <= old_size)
         return 0;
     return io_zero_or_write(img->data, old_size, end - old_size, 0, err);
 }
@@ -160,9 +157,12 @@ int data_grow(struct image *img, uint64_t size, enum qk_prealloc prealloc, struc
     bool mapped = prealloc != QK_PREALLOC_OFF;
     if (prealloc == QK_PREALLOC_METADATA)
         prealloc = QK_PREALLOC_OFF;
-    int ret = io_size(img->data, &length, err);
+    /* Old content must not come back with the new end. */
+    int ret = img->data_uncut ? data_shrink(img, image_size(img), err) : 0;
     if (ret == 0)
-        ret = clear_behind(img, length, size, mapped, err);
+        ret = io_size(img->data, &length, err);
+    if (ret == 0 && mapped)
+        ret = clear_behind(img, length, size, err);
     if (ret == 0 && length < size && img->data->can_grow)
         ret = io_resize(img->data, size, prealloc, err);
     else if (ret == 0 && length < size)
@@ -182,13 +182,15 @@ int data_shrink(struct image *img, uint64_t size, struct qk_error *err)
     int ret = img->data->can_grow ? io_size(img->data, &length, err) : 0;
     if (ret == 0 && img->data->can_grow && length > size)
         ret = io_resize(img->data, size, QK_PREALLOC_OFF, err);
+    img->data_uncut = ret < 0;
     image_note_unsynced_data(img);
     return ret;
 }
 
 enum qk_prealloc data_growth(const struct image *img, enum qk_prealloc prealloc)
 {
-    return prealloc == QK_PREALLOC_OFF && image_data_file_is_raw(img) ? QK_PREALLOC_METADATA : prealloc;
+    return prealloc == QK_PREALLOC_OFF && image_data_file_is_raw(img) ? QK_PREALLOC_METADATA
+                                                                      : prealloc;
 }
 
 /* ---- what the header says ---- */

@@ -120,8 +120,6 @@ static int cut(struct image *img, uint64_t size, const struct l2_table_vec *tabl
         ret = l2_tables_drop(img, tables, err);
     if (ret == 0)
         ret = zero_last_cluster(img, size, err);
-    if (ret == 0)
-        ret = data_shrink(img, size, err);
     return ret < 0 ? ret : image_writeback(img, false, err);
 }
 
@@ -151,6 +149,9 @@ int image_shrink_held(struct image *img, uint64_t size, struct qk_error *err)
         ret = l2_tables_of(img, img->l1 + keep, img->l1_count - keep, &tables, err);
     if (ret == 0)
         ret = shrink_l1(img, size, keep, err);
+    /* Before anything else can fail: a raw data file's bytes would be the disk's once it grows. */
+    if (ret == 0)
+        ret = data_shrink(img, size, err);
     if (ret == 0)
         ret = cut(img, size, &tables, err);
     l2_table_vec_free(&tables);

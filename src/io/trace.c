@@ -13,12 +13,18 @@
 
 DEFINE_VECTOR(entry_list, struct trace_entry *)
 
-struct trace_store {
-    struct qk_io io;
-    struct qk_io *inner;
+struct trace_log {
     pthread_mutex_t order; /* held over a change and its entry */
     pthread_mutex_t lock;  /* over entries only */
     struct entry_list entries;
+};
+
+struct trace_store {
+    struct qk_io io;
+    struct qk_io *inner;
+    unsigned number;
+    struct trace_log own;
+    struct trace_log *log; /* its own, or that of the first store */
 };
 
 static struct trace_store *trace_store(struct qk_io *io)
@@ -31,26 +37,27 @@ static struct trace_entry *new_entry(struct trace_store *t, enum trace_kind kind
                                      struct qk_error *err)
 {
     struct trace_entry *entry = malloc(sizeof(*entry) + data_len);
-    LOCK_SCOPE(&t->lock);
-    if (!entry || entry_list_reserve(&t->entries, t->entries.len + 1) < 0) {
+    LOCK_SCOPE(&t->log->lock);
+    if (!entry || entry_list_reserve(&t->log->entries, t->log->entries.len + 1) < 0) {
         free(entry);
         qk_fail_nomem(err);
         return NULL;
     }
-    *entry = (struct trace_entry){.kind = kind, .data = (uint8_t *)(entry + 1)};
+    *entry = (struct trace_entry){
+        .kind = kind, .store = t->number, .data = (uint8_t *)(entry + 1)};
     return entry;
 }
 
 /* Keeps the entry when the change succeeded. */
 static int log_result(struct trace_store *t, struct trace_entry *entry, int ret)
 {
-    LOCK_SCOPE(&t->lock);
+    LOCK_SCOPE(&t->log->lock);
     if (ret < 0) {
         free(entry);
         return ret;
     }
-    entry->seq = t->entries.len;
-    t->entries.ptr[t->entries.len++] = entry;
+    entry->seq = t->log->entries.len;
+    t->log->entries.ptr[t->log->entries.len++] = entry;
     return ret;
 }
 
@@ -65,7 +72,7 @@ static int trace_pwritev(struct qk_io *io, uint64_t off, const struct iovec *iov
 {
     struct trace_store *t = trace_store(io);
     size_t len = iov_total(iov, iovcnt);
-    LOCK_SCOPE(&t->order);
+    LOCK_SCOPE(&t->log->order);
     struct trace_entry *entry = new_entry(t, TRACE_WRITE, len, err);
     if (!entry)
         return -ENOMEM;
@@ -80,7 +87,7 @@ static int trace_zero(struct qk_io *io, uint64_t off, uint64_t len, unsigned fla
                       struct qk_error *err)
 {
     struct trace_store *t = trace_store(io);
-    LOCK_SCOPE(&t->order);
+    LOCK_SCOPE(&t->log->order);
     struct trace_entry *entry = new_entry(t, TRACE_ZERO, 0, err);
     if (!entry)
         return -ENOMEM;
@@ -92,7 +99,7 @@ static int trace_zero(struct qk_io *io, uint64_t off, uint64_t len, unsigned fla
 static int trace_discard(struct qk_io *io, uint64_t off, uint64_t len, struct qk_error *err)
 {
     struct trace_store *t = trace_store(io);
-    LOCK_SCOPE(&t->order);
+    LOCK_SCOPE(&t->log->order);
     struct trace_entry *entry = new_entry(t, TRACE_DISCARD, 0, err);
     if (!entry)
         return -ENOMEM;
@@ -105,7 +112,7 @@ static int trace_resize(struct qk_io *io, uint64_t size, enum qk_prealloc preall
                         struct qk_error *err)
 {
     struct trace_store *t = trace_store(io);
-    LOCK_SCOPE(&t->order);
+    LOCK_SCOPE(&t->log->order);
     struct trace_entry *entry = new_entry(t, TRACE_RESIZE, 0, err);
     if (!entry)
         return -ENOMEM;
@@ -117,7 +124,7 @@ static int trace_flush(struct qk_io *io, struct qk_error *err)
 {
     struct trace_store *t = trace_store(io);
     size_t covers = trace_count(io);
-    LOCK_SCOPE(&t->order);
+    LOCK_SCOPE(&t->log->order);
     struct trace_entry *entry = new_entry(t, TRACE_FLUSH, 0, err);
     if (!entry)
         return -ENOMEM;
@@ -155,11 +162,11 @@ static int trace_close(struct qk_io *io, struct qk_error *err)
 {
     struct trace_store *t = trace_store(io);
     int ret = io_close(t->inner, err);
-    for (size_t i = 0; i < t->entries.len; i++)
-        free(t->entries.ptr[i]);
-    entry_list_free(&t->entries);
-    pthread_mutex_destroy(&t->order);
-    pthread_mutex_destroy(&t->lock);
+    for (size_t i = 0; i < t->own.entries.len; i++)
+        free(t->own.entries.ptr[i]);
+    entry_list_free(&t->own.entries);
+    pthread_mutex_destroy(&t->own.order);
+    pthread_mutex_destroy(&t->own.lock);
     free(t->io.name);
     free(t);
     return ret;
@@ -194,33 +201,46 @@ int io_trace_open(struct qk_io *inner, struct qk_io **out, struct qk_error *err)
     t->io.ops = &trace_ops;
     t->io.name = name;
     t->inner = inner;
-    pthread_mutex_init(&t->order, NULL);
-    pthread_mutex_init(&t->lock, NULL);
+    t->log = &t->own;
+    pthread_mutex_init(&t->own.order, NULL);
+    pthread_mutex_init(&t->own.lock, NULL);
     *out = &t->io;
+    return 0;
+}
+
+int io_trace_open_beside(struct qk_io *inner, struct qk_io *first, unsigned store,
+                         struct qk_io **out, struct qk_error *err)
+{
+    int ret = io_trace_open(inner, out, err);
+    if (ret < 0)
+        return ret;
+    trace_store(*out)->log = trace_store(first)->log;
+    trace_store(*out)->number = store;
     return 0;
 }
 
 size_t trace_count(struct qk_io *io)
 {
     struct trace_store *t = trace_store(io);
-    LOCK_SCOPE(&t->lock);
-    return t->entries.len;
+    LOCK_SCOPE(&t->log->lock);
+    return t->log->entries.len;
 }
 
 const struct trace_entry *trace_get(struct qk_io *io, size_t seq)
 {
     struct trace_store *t = trace_store(io);
-    LOCK_SCOPE(&t->lock);
-    return seq < t->entries.len ? t->entries.ptr[seq] : NULL;
+    LOCK_SCOPE(&t->log->lock);
+    return seq < t->log->entries.len ? t->log->entries.ptr[seq] : NULL;
 }
 
 size_t trace_stable_before(struct qk_io *io, size_t end)
 {
     struct trace_store *t = trace_store(io);
-    LOCK_SCOPE(&t->lock);
-    for (size_t i = end < t->entries.len ? end : t->entries.len; i-- > 0;) {
-        if (t->entries.ptr[i]->kind == TRACE_FLUSH)
-            return t->entries.ptr[i]->covers;
+    LOCK_SCOPE(&t->log->lock);
+    for (size_t i = end < t->log->entries.len ? end : t->log->entries.len; i-- > 0;) {
+        const struct trace_entry *entry = t->log->entries.ptr[i];
+        if (entry->kind == TRACE_FLUSH && entry->store == t->number)
+            return entry->covers;
     }
     return 0;
 }

@@ -68,7 +68,7 @@ static int record(struct run *run)
     ret = finish_recording(&stage->rec);
     if (ret < 0)
         return ret;
-    return history_take(&run->history, stage->trace, stage->initial, stage->initial_len);
+    return stage_history(stage, &run->history);
 }
 
 /* ---- choosing states ---- */
@@ -103,8 +103,10 @@ static void choose_states(struct run *run, size_t count)
 
 /* ---- looking at them ---- */
 
-static uint64_t hash_bytes(const uint8_t *bytes, size_t len)
+static uint64_t hash_store(struct qk_io *mem)
 {
+    size_t len = 0;
+    const uint8_t *bytes = io_mem_data(mem, &len);
     uint64_t hash = len, word;
     for (size_t i = 0; i + 8 <= len; i += 8) {
         memcpy(&word, bytes + i, 8);
@@ -129,20 +131,21 @@ static void count_state(struct run *run, struct state state, bool good, const ch
 static void look_at(struct run *run, struct builder *b, size_t i)
 {
     struct state state = run->states[i];
-    struct qk_io *mem = NULL;
+    struct qk_io *stores[STORES];
     char text[MODEL_TEXT] = "";
     struct verify_options opts = {
         .go_on = i % GO_ON_EVERY == 0 || run->settings->has_one,
         .oracle = i % ORACLE_EVERY == 0 && run->settings->oracle[0] ? run->settings->oracle : NULL,
     };
     stage_judge(&run->stage, model_moment(&run->stage.rec.model, state.changes), &opts);
-    if (builder_make(b, state, &mem) < 0)
+    if (builder_make_both(b, state, stores) < 0)
         abort();
-    size_t len = 0;
-    const uint8_t *bytes = io_mem_data(mem, &len);
-    run->hashes[i] = hash_bytes(bytes, len);
-    count_state(run, state, verify_image(mem, &opts, text), text);
-    io_close(mem, NULL);
+    if (opts.data)
+        opts.data = stores[1];
+    run->hashes[i] = hash_store(stores[0]) ^ hash_store(stores[1]) << 1;
+    count_state(run, state, verify_image(stores[0], &opts, text), text);
+    for (unsigned s = 0; s < STORES; s++)
+        io_close(stores[s], NULL);
 }
 
 struct share {

@@ -47,6 +47,7 @@ struct tally {
     const struct settings *settings;
     size_t events, runs; /* the first events * EVENT_VARIANTS runs are by event, */
     uint64_t requests;   /* then come those by request, then those by allocation */
+    uint64_t image_requests; /* of these; the others go to the data file */
     uint64_t allocations;
     atomic_size_t next, hit, passed, failed;
     atomic_bool *event_hit; /* shared by all workloads */
@@ -112,13 +113,20 @@ static void describe(const struct plan *plan, char *text, size_t size)
                  plan->always ? " and all after it" : "");
 }
 
-static int inject(struct qk_io *fault, const struct plan *plan)
+/* Requests are counted through the image first, then through its data file. */
+static int inject(const struct run *run, const struct plan *plan)
 {
+    struct qk_io *fault = run->stage.fault;
+    uint64_t nth = plan->nth;
     alloc_fail_at(plan->nth_allocation, plan->always);
     if (plan->nth_allocation)
         return 0;
     if (!plan->event) {
-        fault_fail_nth(fault, &(struct fault_nth){.nth = plan->nth,
+        if (nth > run->tally->image_requests) {
+            nth -= run->tally->image_requests;
+            fault = run->stage.data_fault;
+        }
+        fault_fail_nth(fault, &(struct fault_nth){.nth = nth,
                                                   .error = plan->error,
                                                   .always = plan->always,
                                                   .torn = plan->torn});
@@ -152,9 +160,15 @@ static struct verify_options judge(struct run *run, struct moment at)
     return opts;
 }
 
+static uint64_t injected(const struct stage *stage, unsigned kinds)
+{
+    return fault_injected(stage->fault, kinds) +
+           (stage->data_fault ? fault_injected(stage->data_fault, kinds) : 0);
+}
+
 static uint64_t loud_faults(struct run *run)
 {
-    return fault_injected(run->stage.fault, 1u << FAULT_WRITE | 1u << FAULT_FLUSH);
+    return injected(&run->stage, 1u << FAULT_WRITE | 1u << FAULT_FLUSH);
 }
 
 /* A failed write or flush must show; not during a repair, which may find another way and is looked
@@ -200,20 +214,23 @@ static bool survives_crashes(struct run *run)
     struct builder b;
     bool good = true;
     uint64_t random = run->index * 2654435761u + run->tally->w->seed;
-    if (history_take(&history, run->stage.trace, run->stage.initial, run->stage.initial_len) < 0)
+    if (stage_history(&run->stage, &history) < 0)
         abort();
     for (unsigned i = 0; i < run->tally->settings->states && good; i++) {
         random = random * 6364136223846793005u + 1442695040888963407u;
         struct state state = {(size_t)(random >> 33) % (history.changes.len + 1), random | 1};
-        const struct verify_options opts =
+        struct verify_options opts =
             judge(run, model_moment(&run->stage.rec.model, state.changes));
-        struct qk_io *mem = NULL;
+        struct qk_io *stores[STORES];
         builder_init(&b, &history);
-        if (builder_make(&b, state, &mem) < 0)
+        if (builder_make_both(&b, state, stores) < 0)
             abort();
-        good = verify_image(mem, &opts, run->text) ||
+        if (opts.data)
+            opts.data = stores[1];
+        good = verify_image(stores[0], &opts, run->text) ||
                bad(run, "after a crash on the way: ", run->text);
-        io_close(mem, NULL);
+        io_close(stores[0], NULL);
+        io_close(stores[1], NULL);
         builder_free(&b);
     }
     history_free(&history);
@@ -223,7 +240,7 @@ static bool survives_crashes(struct run *run)
 static bool drive(struct run *run)
 {
     struct stage *stage = &run->stage;
-    if (inject(stage->fault, &run->plan) < 0)
+    if (inject(run, &run->plan) < 0)
         abort();
     int begun = stage_begin(stage);
     uint64_t during_repair = stage->rec.w->damage ? loud_faults(run) : 0;
@@ -232,12 +249,14 @@ static bool drive(struct run *run)
     else
         stage->rec.errors++;
     bool reported = was_reported(run, during_repair);
-    if (fault_injected(stage->fault, ~0u) || alloc_failed()) {
+    if (injected(stage, ~0u) || alloc_failed()) {
         atomic_fetch_add(&run->tally->hit, 1);
         if (run->plan.event)
             run->tally->event_hit[run->index / EVENT_VARIANTS] = true;
     }
     fault_clear(stage->fault);
+    if (stage->data_fault)
+        fault_clear(stage->data_fault);
     alloc_fail_at(0, false);
     if (!reported)
         return bad(run, "the error did not reach the caller", "");
@@ -277,12 +296,15 @@ static void count_all(struct tally *t)
     stage.rec.whole_sectors = true;
     stage.rec.guard = alloc_arm;
     fault_fail_nth(stage.fault, &(struct fault_nth){0});
+    if (stage.data_fault)
+        fault_fail_nth(stage.data_fault, &(struct fault_nth){0});
     alloc_fail_at(0, false);
     if (stage_begin(&stage) < 0)
         printf("%s: does not begin: %s\n", t->w->name, stage.rec.error.text);
     t->w->run(&stage.rec);
     recorder_close(&stage.rec);
-    t->requests = fault_counted(stage.fault);
+    t->image_requests = fault_counted(stage.fault);
+    t->requests = t->image_requests + (stage.data_fault ? fault_counted(stage.data_fault) : 0);
     t->allocations = alloc_counted();
     if (stage.rec.errors)
         printf("%s: %u errors without faults: %s\n", t->w->name, stage.rec.errors,

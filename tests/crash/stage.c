@@ -118,6 +118,38 @@ static int make_initial(struct stage *stage)
     return ret;
 }
 
+/* A raw one starts as the disk does. Any other is longer than that and full of old bytes, which
+ * must never show. */
+static void make_initial_data(struct stage *stage)
+{
+    const struct workload *w = stage->rec.w;
+    size_t len = (size_t)(w->create.data_file_raw ? w->create.size_bytes : w->max_bytes);
+    if (!w->create.data_file)
+        return;
+    stage->initial_data.len = len;
+    stage->initial_data.bytes = calloc(1, len + 1);
+    if (!stage->initial_data.bytes)
+        abort();
+    if (!w->create.data_file_raw)
+        model_pattern(0x7ffffffb, 0, stage->initial_data.bytes, len);
+}
+
+static int open_data(struct stage *stage, bool with_fault)
+{
+    struct recorder *rec = &stage->rec;
+    struct qk_io *trace = NULL;
+    int ret = io_mem_open(stage->initial_data.bytes, stage->initial_data.len, 0, &rec->data_mem,
+                          NULL);
+    if (ret == 0)
+        ret = io_trace_open_beside(rec->data_mem, stage->trace, 1, &trace, NULL);
+    rec->data = trace;
+    if (ret == 0 && with_fault) {
+        ret = io_fault_open(trace, NULL, &stage->data_fault, NULL);
+        rec->data = stage->data_fault;
+    }
+    return ret;
+}
+
 static int open_stores(struct stage *stage, bool with_fault)
 {
     struct recorder *rec = &stage->rec;
@@ -132,6 +164,8 @@ static int open_stores(struct stage *stage, bool with_fault)
         ret = io_fault_open(stage->trace, NULL, &stage->fault, NULL);
         rec->file = stage->fault;
     }
+    if (ret == 0 && stage->initial_data.bytes)
+        ret = open_data(stage, with_fault);
     return ret;
 }
 
@@ -140,6 +174,7 @@ int stage_set(struct stage *stage, const struct workload *w, bool with_fault)
     *stage = (struct stage){.rec.log_position = log_position};
     recorder_init(&stage->rec, w);
     int ret = make_initial(stage);
+    make_initial_data(stage);
     return ret < 0 ? ret : open_stores(stage, with_fault);
 }
 
@@ -156,11 +191,19 @@ int stage_begin(struct stage *stage)
     return ret;
 }
 
+int stage_history(const struct stage *stage, struct history *history)
+{
+    const struct content initial[STORES] = {{stage->initial, stage->initial_len},
+                                            stage->initial_data};
+    return history_take_both(history, stage->trace, initial);
+}
+
 void stage_judge(const struct stage *stage, struct moment at, struct verify_options *opts)
 {
     const struct workload *w = stage->rec.w;
     opts->at = at;
     opts->backing = stage->rec.backing;
+    opts->data = stage->rec.data_mem;
     opts->model = &stage->rec.model;
     opts->unborn = w->logs_creation && at.flushed == 0;
     opts->damaged = w->damage && at.flushed == 0;
@@ -169,6 +212,8 @@ void stage_judge(const struct stage *stage, struct moment at, struct verify_opti
 void stage_strike(struct stage *stage)
 {
     recorder_free(&stage->rec);
+    io_close(stage->rec.data, NULL);
     io_close(stage->rec.file, NULL);
     free(stage->initial);
+    free(stage->initial_data.bytes);
 }

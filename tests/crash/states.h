@@ -11,16 +11,26 @@
 
 DEFINE_VECTOR(change_vec, struct trace_entry)
 
-/* A log, and the file before it. */
+enum { STORES = 2 }; /* the image, and its data file */
+
+/* What a store holds before the log begins. */
+struct content {
+    uint8_t *bytes;
+    size_t len;
+};
+
+/* A log, and the files before it. */
 struct history {
-    struct change_vec changes; /* writes made of whole sectors; owns the data */
-    size_t *stable;            /* [n]: changes below it are stable after the first n */
-    uint8_t *initial;
-    size_t initial_len;
+    struct change_vec changes;     /* writes made of whole sectors; owns the data */
+    size_t *stable;                /* [n]: changes below it are stable after the first n */
+    size_t *store_stable[STORES]; /* the same for the changes of one store */
+    struct content initial[STORES];
 };
 
 int history_take(struct history *h, struct qk_io *trace, const uint8_t *initial,
                  size_t initial_len);
+/* Of an image and its data file, which share a log. */
+int history_take_both(struct history *h, struct qk_io *trace, const struct content initial[STORES]);
 void history_free(struct history *h);
 
 struct state {
@@ -31,12 +41,14 @@ struct state {
 /* Builds states of ascending `changes`, keeping the stable part from one to the next. */
 struct builder {
     const struct history *h;
-    struct qk_io *base;
+    struct qk_io *base[STORES];
     size_t base_changes;
 };
 int builder_init(struct builder *b, const struct history *h);
 void builder_free(struct builder *b);
 /* *out is a memory store of the caller. */
 int builder_make(struct builder *b, struct state state, struct qk_io **out);
+/* The image and its data file. Each keeps its own choice of what was not stable there. */
+int builder_make_both(struct builder *b, struct state state, struct qk_io *out[STORES]);
 
 #endif

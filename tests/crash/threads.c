@@ -33,6 +33,10 @@ static const struct workload setups[] = {
     {SETUP("threads-growth", 6, 2560 * K, 3, 9, 6)},
     {SETUP("threads-punch", 7, 512 * K, 3, 12, 4), .create.prealloc = QK_PREALLOC_FULL,
      .options.discard_to_file = true},
+    {SETUP("threads-data", 9, 512 * K, 3, 12, 4), .create.data_file = "data",
+     .max_bytes = 512 * K, .options.discard_to_file = true},
+    {SETUP("threads-data-raw", 10, 256 * K, 3, 13, 4), .create.data_file = "data",
+     .create.data_file_raw = true, .options.discard_to_file = true},
     {SETUP("threads-punch-512", 8, 256 * K, 3, 9, 4), .create.prealloc = QK_PREALLOC_METADATA,
      .options.discard_to_file = true},
 };
@@ -76,7 +80,7 @@ static void step(struct recorder *rec)
         rec_discard(rec, off, min_u64(8 * len, end - off));
     else if (what < 20)
         rec_flush(rec);
-    else
+    else if (!rec->w->create.data_file)
         write_compressed(rec, off);
 }
 
@@ -150,17 +154,19 @@ static void keep_image(struct qk_io *mem, const char *name, struct state state)
 static bool look_at(struct round *round, const struct history *h, struct state state)
 {
     struct builder b;
-    struct qk_io *mem = NULL;
+    struct qk_io *stores[STORES], *mem;
     char text[MODEL_TEXT];
     bool good = true;
     builder_init(&b, h);
-    if (builder_make(&b, state, &mem) < 0)
+    if (builder_make_both(&b, state, stores) < 0)
         abort();
+    mem = stores[0];
     for (unsigned i = 0; i < THREADS && good; i++) {
         const struct model *model = &round->guests[i].model;
         const struct verify_options opts = {
             .at = model_moment(model, state.changes),
             .backing = round->guests[i].backing,
+            .data = round->stage.initial_data.bytes ? stores[1] : NULL,
             .model = model,
             .go_on = i == THREADS - 1,
         };
@@ -170,7 +176,8 @@ static bool look_at(struct round *round, const struct history *h, struct state s
         printf("failed: %s: %s\n", round->stage.rec.w->name, text);
         keep_image(mem, round->stage.rec.w->name, state);
     }
-    io_close(mem, NULL);
+    io_close(stores[0], NULL);
+    io_close(stores[1], NULL);
     builder_free(&b);
     return good;
 }
@@ -181,7 +188,7 @@ static size_t look_at_some(struct round *round, size_t count, uint64_t seed)
     struct history h;
     size_t good = 0;
     uint64_t random = seed;
-    if (history_take(&h, round->stage.trace, round->stage.initial, round->stage.initial_len) < 0)
+    if (stage_history(&round->stage, &h) < 0)
         abort();
     for (size_t i = 0; i < count; i++) {
         random = random * 6364136223846793005u + 1442695040888963407u;

@@ -10,6 +10,7 @@
 struct verify_options {
     struct moment at;
     struct qk_io *backing; /* NULL: none */
+    struct qk_io *data;    /* the data file, a memory store that go_on changes; NULL: none */
     const struct model *model;
     bool unborn;        /* the file need not be an image yet */
     bool damaged;       /* the image is being repaired: look at it after another repair */
