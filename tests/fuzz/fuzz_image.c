@@ -29,6 +29,7 @@ static void promise(bool held, const char *what)
 /* A store with the bytes and an image open on it; NULL when it cannot be opened. */
 struct opened {
     struct qk_io *file;
+    struct qk_io *data; /* of an image with a data file; NULL: none */
     struct image *img;
 };
 
@@ -38,9 +39,15 @@ static bool open_bytes(struct opened *o, const uint8_t *data, size_t size,
     struct qk_error err = {0};
 
     o->img = NULL;
+    o->data = NULL;
     promise(io_mem_open(data, size, size + GROWTH, &o->file, NULL) == 0, "memory store opens");
-    if (image_open(o->file, opts, &o->img, &err) == 0)
+    if (image_open(o->file, opts, &o->img, &err) == 0) {
+        if (image_has_data_file(o->img))
+            promise(io_mem_open(NULL, READ_BYTES, GROWTH, &o->data, NULL) == 0, "and another");
+        if (o->data)
+            image_set_data(o->img, o->data);
         return true;
+    }
     promise(err.code > 0 && err.text[0], "a refusal has a code and a text");
     io_close(o->file, NULL);
     return false;
@@ -50,6 +57,7 @@ static void close_bytes(struct opened *o)
 {
     image_abandon(o->img);
     io_close(o->file, NULL);
+    io_close(o->data, NULL);
 }
 
 static void read_at(struct image *img, uint64_t off, uint64_t len, uint8_t *buf)
