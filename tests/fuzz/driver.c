@@ -77,13 +77,35 @@ static uint64_t nasty(uint64_t *state, const struct input *in)
     return values[next(state) % (sizeof(values) / sizeof(values[0]))];
 }
 
+/* The bitmap directory that a header extension names, or a table that it names; 0: there is none.
+ */
+static size_t bitmap_place(uint64_t *state, const struct input *in)
+{
+    size_t at = load_be32(in->bytes + 4) >= 3 ? load_be32(in->bytes + 100) : 72;
+    uint64_t off = 0;
+
+    while (at + 32 <= in->size && load_be32(in->bytes + at) && !off) {
+        if (load_be32(in->bytes + at) == UINT32_C(0x23852875))
+            off = load_be64(in->bytes + at + 24);
+        at += 8 + (load_be32(in->bytes + at + 4) + UINT64_C(7)) / 8 * 8;
+    }
+    if (off >= in->size || in->size - off < 64)
+        return 0;
+    if (next(state) % 2) /* the table of the first bitmap */
+        off = load_be64(in->bytes + off);
+    return off < in->size ? (size_t)off + next(state) % 64 : 0;
+}
+
 /* A place to change: the header, an entry of a table that the header names, or anywhere. */
 static size_t place(uint64_t *state, const struct input *in)
 {
     static const size_t tables[] = {40, 48, 64}; /* L1, refcount table, snapshots */
     uint64_t off = next(state) % in->size;
     uint64_t table;
+    size_t bitmap = next(state) % 3 ? 0 : bitmap_place(state, in);
 
+    if (bitmap)
+        return bitmap;
     switch (next(state) % 6) {
     case 0:
         return next(state) % 104;

@@ -164,6 +164,67 @@ static void repair_pass(const uint8_t *data, size_t size)
     close_bytes(&o);
 }
 
+/* Reads what the bitmaps say; what is said must lie in the disk. */
+static void read_bitmaps(struct image *img)
+{
+    uint64_t end = image_size(img);
+    for (uint32_t i = 0; i < 8 && i < image_bitmap_count(img); i++) {
+        struct image_bitmap bitmap;
+        uint64_t off = 0;
+        if (image_bitmap_info(img, i, &bitmap, NULL) < 0)
+            return;
+        for (int n = 0; n < MAX_EXTENTS && off < end; n++) {
+            struct qk_bitmap_extent e;
+            if (image_bitmap_status(img, bitmap.name, guest_off(off), end - off, &e, NULL) < 0)
+                break;
+            promise(e.off == off && e.len > 0 && e.len <= end - off, "a bitmap covers the disk");
+            off += e.len;
+        }
+    }
+}
+
+static void change_bitmaps(struct image *img)
+{
+    const struct image_bitmap want = {.name = "new", .enabled = true};
+    struct image_bitmap first;
+    static uint8_t bytes[700];
+    struct iovec iov = {bytes, sizeof(bytes)};
+    uint64_t end = image_size(img);
+
+    image_bitmap_add(img, &want, NULL);
+    if (end > sizeof(bytes))
+        image_writev(img, guest_off(end - sizeof(bytes)), &iov, 1, 0, NULL);
+    image_zero(img, guest_off(0), end < 100000 ? end : 100000, 0, NULL);
+    if (image_bitmap_info(img, 0, &first, NULL) < 0)
+        return;
+    char *name = strdup(first.name);
+    image_bitmap_merge(img, "new", img, name, NULL);
+    image_bitmap_enable(img, name, !first.enabled, NULL);
+    image_bitmap_clear(img, name, NULL);
+    image_resize(img, end + 5000, QK_PREALLOC_OFF, 0, NULL);
+    image_bitmap_remove(img, name, NULL);
+    free(name);
+}
+
+static void bitmap_pass(const uint8_t *data, size_t size)
+{
+    struct image_options opts = {.lazy_refcounts = -1, .overlap = OVERLAP_CACHED};
+    struct opened o;
+
+    if (!open_bytes(&o, data, size, &opts))
+        return;
+    bool any = image_bitmap_count(o.img) > 0;
+    read_bitmaps(o.img);
+    close_bytes(&o);
+    opts.writable = true;
+    if (!any || !open_bytes(&o, data, size, &opts))
+        return;
+    if (!image_needs_repair(o.img))
+        change_bitmaps(o.img);
+    image_close(o.img, NULL);
+    io_close(o.file, NULL);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (size > MAX_INPUT)
@@ -172,5 +233,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     check_pass(data, size);
     write_pass(data, size);
     repair_pass(data, size);
+    bitmap_pass(data, size);
     return 0;
 }
