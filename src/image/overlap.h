@@ -19,7 +19,7 @@ DEFINE_VECTOR(byte_range_vec, struct byte_range)
 struct table_set {
     struct table_place *places;
     size_t count, mask;           /* places used, and their number less one */
-    struct byte_range_vec ranges; /* snapshot table and inactive L1 tables */
+    struct byte_range_vec ranges; /* snapshot table, inactive L1 tables, LUKS area */
 };
 
 #endif

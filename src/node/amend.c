@@ -183,10 +183,9 @@ static int take_keys(struct amendment *a, struct qk_error *err)
     if (image_header(a->node->image)->crypt_method == CRYPT_NONE)
         return qk_fail(err, -EINVAL, "Can't amend encryption options - encryption not present");
     if (!image_luks(a->node->image))
-        return qk_fail(err, -ENOTSUP,
-                       "Only LUKS encryption options can be amended for qcow2 images");
+        return qk_fail(err, -ENOTSUP, "Only LUKS encryption options can be amended");
     if (!state)
-        return qk_fail(err, -EINVAL, "Parameter 'encrypt.state' is missing");
+        return qk_fail(err, -EINVAL, "Parameter 'state' is missing");
     a->keys.activate = !strcmp(state, "active");
     if (!a->keys.activate && strcmp(state, "inactive"))
         return qk_fail(err, -EINVAL, "Parameter 'state' does not accept value '%s'", state);
