@@ -40,8 +40,6 @@ void opts_help(const struct cmd_desc *desc)
     printf("usage: %s%s%s [OPTION]... %s\n", program_name(), desc->name ? " " : "",
            desc->name ? desc->name : "", desc->operands);
     printf("%s: %s\n", desc->name ? desc->name : program_name(), desc->summary);
-    if (desc->refusal)
-        printf("\nNot available in this version: %s\n", desc->refusal);
     printf("\nOptions:\n");
     print_option('h', "help", NULL, "print this help and end");
     for (const struct opt_desc *row = desc->options; row->id; row++)

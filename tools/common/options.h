@@ -114,7 +114,6 @@ struct cmd_desc {
     const struct opt_desc *options;  /* ended by OPT_END */
     const struct cmd_text *examples; /* ended by a NULL `what`; at least one */
     const struct cmd_text *statuses; /* ended by a NULL `what`; NULL: 0 success, 1 failure */
-    const char *refusal; /* the command does nothing yet: why; NULL for one that works */
 };
 
 /* ---- the result of parsing --------------------------------------------------------------- */

@@ -16,14 +16,11 @@ static const char standard_options[] =
     "  -T, --trace=SPEC        accepted for scripts' sake, no effect\n"
     "      --list-options      print all commands and options, for programs\n";
 
-static void print_verbs(const char *title, bool refused)
+static void print_verbs(void)
 {
-    printf("\n%s:\n", title);
-    for (const struct verb *verb = img_verbs; verb->desc; verb++) {
-        if (!verb->desc->refusal == refused)
-            continue;
+    printf("\nCommands:\n");
+    for (const struct verb *verb = img_verbs; verb->desc; verb++)
         printf("  %-10s  %s\n", verb->desc->name, verb->desc->summary);
-    }
 }
 
 static int show_help(void)
@@ -32,10 +29,9 @@ static int show_help(void)
     printf("usage: %s [STANDARD OPTION]... COMMAND [OPTION]...\n", program_name());
     printf("Disk images in the qcow2 format and raw ones: create, look into, check, convert.\n\n");
     fputs(standard_options, stdout);
-    print_verbs("Commands", false);
+    print_verbs();
     if (own)
         printf("  %-10s  %s\n", "io", "run read, write and other commands on an image (qemu-io)");
-    print_verbs("Commands that this version refuses", true);
     printf("\nSizes are bytes, or have a suffix k, M, G, T, P, E (powers of 1024).\n"
            "`%s COMMAND --help` explains one command, with examples.\n"
            "\nSupported formats: blkdebug file host_device null-co qcow2 raw\n",
