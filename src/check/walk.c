@@ -77,10 +77,9 @@ static void judge_compressed(const struct check *c, struct l2_entry e, struct l2
         add_problem(v, PROBLEM_L2_COMPRESSED_DATA_FILE);
         return;
     }
-    if (e.bitmap) {
+    /* It is read as a compressed cluster all the same, so its bytes stay counted. */
+    if (e.bitmap)
         add_problem(v, PROBLEM_L2_COMPRESSED_BITMAP);
-        return;
-    }
     struct compressed_extent ext = compressed_decode(c->g, e.raw & ~ENTRY_COPIED);
     v->allocated = v->compressed = true;
     v->off = ext.off;
@@ -116,7 +115,16 @@ static void judge_allocated(const struct check *c, struct l2_entry e, struct l2_
         judge_range(c, v);
 }
 
-void l2_judge(const struct check *c, struct l2_entry e, struct l2_verdict *v)
+/* A cluster in an external data file has one place only (Format, incompatible bit 2). */
+static void judge_place(struct l2_entry e, uint64_t guest, struct l2_verdict *v)
+{
+    if (!v->problem_count && guest != QK_OFFSET_NONE && l2_entry_host(e).v != guest) {
+        v->bytes = guest;
+        add_problem(v, PROBLEM_L2_DATA_FILE_OFFSET);
+    }
+}
+
+void l2_judge(const struct check *c, struct l2_entry e, uint64_t guest, struct l2_verdict *v)
 {
     *v = (struct l2_verdict){0};
     if (e.raw & ENTRY_COMPRESSED) {
@@ -131,6 +139,8 @@ void l2_judge(const struct check *c, struct l2_entry e, struct l2_verdict *v)
         judge_allocated(c, e, v);
     else
         judge_unallocated(e, v);
+    if (c->data_file && v->allocated)
+        judge_place(e, guest, v);
 }
 
 /* ---- one table ---- */
@@ -158,11 +168,11 @@ static void account(struct walk *w, uint64_t off, uint64_t clusters)
     w->expected_off = off + clusters * w->c->g->cluster_bytes;
 }
 
-static int walk_odd_entry(struct walk *w, struct l2_entry e)
+static int walk_odd_entry(struct walk *w, uint32_t index, struct l2_entry e)
 {
     struct check *c = w->c;
     struct l2_verdict v;
-    l2_judge(c, e, &v);
+    l2_judge(c, e, table_guest_off(c, w->t, index), &v);
     if (v.problem_count)
         w->t->flags |= L2_BAD;
     if (v.compressed) {
@@ -218,7 +228,7 @@ static int walk_table(struct walk *w, const uint8_t *table)
                 ret = refmap_add(&c->refs, span, w->t->refs, copied_mark(w, e.raw));
             } else {
                 run = 1;
-                ret = walk_odd_entry(w, e);
+                ret = walk_odd_entry(w, i, e);
             }
         }
         if (ret < 0)
