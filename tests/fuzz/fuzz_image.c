@@ -134,6 +134,7 @@ static void write_pass(const uint8_t *data, size_t size)
         image_writev(o.img, guest_off(300), &iov, 1, 0, NULL);
         image_writev(o.img, guest_off(end - sizeof(bytes)), &iov, 1, 0, NULL);
         image_zero(o.img, guest_off(1000), 9000, IO_ZERO_UNMAP, NULL);
+        image_discard(o.img, guest_off(700), 6000, NULL);
         image_flush(o.img, NULL);
         uint32_t cluster = image_geometry(o.img)->cluster_bytes;
         iov.iov_len = cluster <= sizeof(bytes) ? sizeof(bytes) / cluster * cluster : 0;
