@@ -10,7 +10,7 @@
 
 #include "image/image_int.h"
 
-#define L2_WALK_BYTES (2u << 20) /* at least a cluster */
+#define L2_WALK_BYTES (512u << 10) /* at least a cluster; stays in the processor's cache */
 
 struct l2_table {
     uint64_t off;      /* in the file */

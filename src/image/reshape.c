@@ -52,6 +52,17 @@ static int referred_freed(struct reshape *r, const struct l2_table *t, uint32_t 
         "the refcount of a cluster is less than its references; run a check with repair");
 }
 
+/* Below a table that another L1 names, too, no count is 1, and no flag was set. */
+static void keep_own_tables(struct reshape *r)
+{
+    struct l2_table_vec *v = &r->active;
+    size_t n = 0;
+    for (size_t i = 0; i < v->len; i++)
+        if (shadow_is_one(&r->sh, image_cluster_of(r->img, v->ptr[i].off)))
+            v->ptr[n++] = v->ptr[i];
+    v->len = n;
+}
+
 static int judge_table(void *opaque, const struct l2_table *t, uint8_t *bytes, struct qk_error *err)
 {
     struct reshape *r = opaque;
@@ -349,12 +360,15 @@ static void adopt(struct reshape *r, uint64_t *l1_dirty)
 static int count_and_judge(struct reshape *r, struct qk_error *err)
 {
     struct image *img = r->img;
-    r->trees[0] = (struct shadow_tree){&r->go, -1};
-    r->trees[1] = (struct shadow_tree){&r->come, 1};
+    r->trees[0] = (struct shadow_tree){&r->go, -1, NULL};
+    r->trees[1] = (struct shadow_tree){&r->come, 1, &r->moved};
     r->sh = (struct shadow){.img = img, .trees = r->trees, .tree_count = 2};
     int ret = shadow_begin(&r->sh, err);
-    if (ret == 0)
-        ret = l2_tables_of(img, r->l1, r->l1_entries, &r->active, err);
+    /* What comes is what somebody has already: its counts are 2 at least, its flags all wrong. */
+    if (ret < 0 || r->come.len)
+        return ret;
+    ret = l2_tables_of(img, r->l1, r->l1_entries, &r->active, err);
+    keep_own_tables(r);
     return ret < 0 ? ret : l2_tables_visit(img, &r->active, judge_table, r, err);
 }
 

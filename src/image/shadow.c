@@ -73,6 +73,7 @@ int shadow_count(struct shadow *sh, struct cluster_run run, const struct refcoun
 struct feed {
     struct shadow *sh;
     struct refcount_step step;
+    struct l2_table_vec *flagged; /* NULL: not wanted */
 };
 
 static int feed_run(void *opaque, struct cluster_run run, struct qk_error *err)
@@ -81,11 +82,24 @@ static int feed_run(void *opaque, struct cluster_run run, struct qk_error *err)
     return shadow_count(f->sh, run, &f->step, err);
 }
 
+/* Normal entries only: a compressed one has no such flag. */
+static bool has_flags(const struct geometry *g, const uint8_t *bytes)
+{
+    uint64_t any = 0;
+    for (uint32_t i = 0; i < g->l2_entries; i++) {
+        uint64_t raw = load_be64(bytes + (size_t)i * g->l2_entry_bytes);
+        any |= raw & ~(raw << 1) & -(uint64_t)((raw & L2_OFFSET_MASK) != 0);
+    }
+    return any & ENTRY_COPIED;
+}
+
 static int feed_table(void *opaque, const struct l2_table *t, uint8_t *bytes, struct qk_error *err)
 {
     struct feed *f = opaque;
     struct image *img = f->sh->img;
     f->step.amount = t->uses;
+    if (f->flagged && has_flags(&img->g, bytes) && l2_table_vec_append(f->flagged, *t) < 0)
+        return qk_fail_nomem(err);
     int ret = feed_run(f, (struct cluster_run){image_cluster_of(img, t->off), 1, false}, err);
     return ret < 0 ? ret : l2_table_runs(img, t, bytes, feed_run, f, err);
 }
@@ -139,12 +153,12 @@ static int note_bits(struct shadow *sh, struct qk_error *err)
     return 0;
 }
 
-static int count_trees(struct shadow *sh, struct qk_error *err)
+static int count_trees(struct shadow *sh, bool look, struct qk_error *err)
 {
     int ret = 0;
     for (size_t i = 0; i < sh->tree_count && ret == 0; i++) {
         const struct shadow_tree *t = &sh->trees[i];
-        struct feed f = {sh, {.down = t->sign < 0, .least = 1}};
+        struct feed f = {sh, {.down = t->sign < 0, .least = 1}, look ? t->flagged : NULL};
         ret = l2_tables_visit(sh->img, t->tables, feed_table, &f, err);
     }
     return ret;
@@ -157,7 +171,7 @@ int shadow_load(struct shadow *sh, uint64_t window, struct qk_error *err)
     sh->window = window;
     int ret = read_window(sh, err);
     if (ret == 0)
-        ret = count_trees(sh, err);
+        ret = count_trees(sh, false, err);
     if (ret < 0)
         sh->window = SHADOW_NO_WINDOW;
     return ret;
@@ -173,7 +187,7 @@ static int judge_window(struct shadow *sh, uint64_t window, struct qk_error *err
         return ret;
     count = known(sh, &word);
     sh->img->rc->used_bits(sh->counts, 0, count, sh->freed + word);
-    ret = count_trees(sh, err);
+    ret = count_trees(sh, window == 0, err);
     return ret < 0 ? ret : note_bits(sh, err);
 }
 

@@ -18,6 +18,7 @@
 struct shadow_tree {
     const struct l2_table_vec *tables; /* borrowed */
     int sign;
+    struct l2_table_vec *flagged; /* gets those that have COPIED flags; NULL: nobody asks */
 };
 
 /* References to clusters of metadata, beside those of trees. */

@@ -317,23 +317,10 @@ static void punch_freed(struct shadow *sh)
         alloc_punch(sh->img, run);
 }
 
-/* Metadata that was given up: free where nothing else refers to it. */
-static void punch_released(struct shadow *sh)
-{
-    struct cluster_run_vec gone = {0};
-    for (size_t i = 0; i < sh->extras.len; i++)
-        if (sh->extras.ptr[i].down)
-            refcount_zero_runs(sh->img, sh->extras.ptr[i].run, &gone, NULL);
-    for (size_t i = 0; i < gone.len; i++)
-        alloc_punch(sh->img, gone.ptr[i]);
-    cluster_run_vec_free(&gone);
-}
-
 void shadow_discard(struct shadow *sh)
 {
-    if (sh->img->opts.discard_to_file) {
+    /* What metadata gave up keeps its space in the file: the next operation wants as much again. */
+    if (sh->img->opts.discard_to_file)
         punch_freed(sh);
-        punch_released(sh);
-    }
     alloc_trim_end(sh->img, sh->img->end_clusters);
 }
