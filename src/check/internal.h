@@ -28,9 +28,10 @@ DEFINE_VECTOR(u64_vec, uint64_t)
 
 /* Header fields that a repair writes (section "Header"): the table's offset and clusters together.
  */
-#define HEADER_BACKING_OFF   8u
-#define HEADER_REFTABLE_OFF  48u
-#define HEADER_AUTOCLEAR_OFF 88u
+#define HEADER_BACKING_OFF      8u
+#define HEADER_REFTABLE_OFF     48u
+#define HEADER_INCOMPATIBLE_OFF 72u
+#define HEADER_AUTOCLEAR_OFF    88u
 
 enum l2_flag {
     L2_BAD = 1u << 0,     /* has entries to report */
@@ -49,6 +50,17 @@ struct l2_table {
     uint8_t flags;     /* enum l2_flag */
 };
 DEFINE_VECTOR(l2_vec, struct l2_table)
+
+/* One step of the plan, as struct qk_plan_step tells it. */
+struct step {
+    const char *action, *structure;
+    uint64_t count; /* 0: one */
+    uint64_t lost_off, lost_bytes;
+    uint64_t off, bytes, from, to;
+    unsigned epoch;
+    bool has_values;
+};
+DEFINE_VECTOR(step_vec, struct step)
 
 enum block_state {
     BLOCK_NONE = 0, /* no block: every refcount in its range is zero */
@@ -69,7 +81,9 @@ struct block_cache_slot {
 
 struct check {
     struct image *img;
-    struct qk_io *file;
+    struct qk_io *file;     /* the image's file; during a repair the stage over it */
+    struct qk_io *stage;    /* of a repair */
+    struct qk_io *undo_log; /* NULL: opts->undo_file says where, if at all */
     const struct header *h;
     const struct geometry *g;
     const struct refcount_ops *ops;
@@ -98,7 +112,10 @@ struct check {
     uint64_t highest;        /* one more than the highest cluster in use */
     struct block_cache_slot cache[BLOCK_CACHE_SLOTS];
 
-    unsigned actions; /* the plan: enum action */
+    unsigned actions;      /* what is to be done: enum action */
+    struct step_vec steps; /* the plan: how */
+    unsigned epoch;
+    bool no_growth; /* the file was found to have no room to grow */
 
     pthread_mutex_t lock; /* result counters and progress while threads run */
     uint64_t work_done, work_total;
@@ -174,7 +191,8 @@ struct l2_verdict {
     unsigned problem_count;
     enum problem_id problems[VERDICT_MAX];
 };
-void l2_judge(const struct check *c, struct l2_entry e, struct l2_verdict *v);
+/* guest: where the entry's cluster is on the disk; QK_OFFSET_NONE: not known. */
+void l2_judge(const struct check *c, struct l2_entry e, uint64_t guest, struct l2_verdict *v);
 
 /* ---- table_report.c ---- */
 
@@ -220,12 +238,31 @@ int apply_refcounts(struct check *c, struct qk_error *err);
 int apply_edits(struct check *c, struct qk_error *err);
 int rebuild_run(struct check *c, struct qk_error *err);
 int copied_run(struct check *c, struct qk_error *err);
-/* Writes the part of a table that differs from `old`; both have `bytes` bytes at `off`. */
+
+/* ---- steps.c ---- */
+
+/* Writes as a step of the plan, of which `what` says action, structure, count and loss. */
+struct plan_bytes {
+    uint64_t off;
+    const void *bytes;
+    size_t len;
+};
+int plan_write(struct check *c, const struct step *what, const struct plan_bytes *w,
+               struct qk_error *err);
+/* Ends an epoch: what was written before is stable before what comes after is written. */
+int plan_barrier(struct check *c, struct qk_error *err);
+/* Hands the steps on. */
+void plan_tell(const struct check *c);
+/* Writes the part of a table that differs from `old`; both have `bytes` bytes at `off`. Entries of
+ * `entry_bytes` that change are counted. */
 struct table_write {
     uint64_t off;
-    size_t bytes;
+    size_t bytes, entry_bytes;
     const void *old, *new;
 };
-int write_changed(struct check *c, const struct table_write *w, struct qk_error *err);
+int write_changed(struct check *c, const struct step *what, const struct table_write *w,
+                  struct qk_error *err);
+/* Carries the stage out, saving what it overwrites. */
+int plan_carry_out(struct check *c, struct qk_error *err);
 
 #endif

@@ -53,7 +53,7 @@ static void entry_report(struct check *c, const struct l2_table *t, uint32_t ind
 {
     struct l2_verdict v;
     uint64_t args[2];
-    l2_judge(c, e, &v);
+    l2_judge(c, e, table_guest_off(c, t, index), &v);
     uint64_t off = (t->cluster << c->g->cluster_bits) + (uint64_t)index * c->g->l2_entry_bytes;
     for (unsigned i = 0; i < v.problem_count; i++) {
         const struct finding f = {v.problems[i], off, table_guest_off(c, t, index), 0, e.raw};
@@ -88,13 +88,14 @@ static void entry_edit(struct check *c, const struct l2_table *t, uint32_t index
 {
     struct l2_entry e = l2_entry_load(c->g, table, index);
     struct l2_verdict v;
-    l2_judge(c, e, &v);
+    l2_judge(c, e, table_guest_off(c, t, index), &v);
     for (unsigned i = 0; i < v.problem_count; i++) {
         if (!(problems[v.problems[i]].actions & ACT_EDIT_L2))
             continue;
         e = edited(c, e, v.problems[i]);
         const struct finding f = {
-            v.problems[i], (t->cluster << c->g->cluster_bits) + (uint64_t)index * 8,
+            v.problems[i],
+            (t->cluster << c->g->cluster_bits) + (uint64_t)index * c->g->l2_entry_bytes,
             table_guest_off(c, t, index), e.raw, l2_entry_load(c->g, table, index).raw};
         /* Something else lies in this cluster too: a write here would change that. */
         if (refmap_count(&c->refs, t->cluster) != t->refs) {
@@ -116,6 +117,7 @@ int table_edit(struct check *c, struct l2_table *t, void *buf, struct qk_error *
     memcpy(table, old, c->g->cluster_bytes);
     for (uint32_t i = 0; i < c->g->l2_entries; i++)
         entry_edit(c, t, i, table);
-    const struct table_write w = {off, c->g->cluster_bytes, old, table};
-    return write_changed(c, &w, err);
+    static const struct step what = {.action = "correct entries", .structure = "L2 table"};
+    const struct table_write w = {off, c->g->cluster_bytes, c->g->l2_entry_bytes, old, table};
+    return write_changed(c, &what, &w, err);
 }
