@@ -150,15 +150,16 @@ static int take_data_file(struct amendment *a, struct qk_error *err)
 {
     const struct image *img = a->node->image;
     const char *raw = text_of(a, "data_file_raw");
+    bool was_raw = image_header(img)->autoclear & AUTOCLEAR_DATA_FILE_RAW;
     a->data_file = text_of(a, "data_file");
     if (a->data_file)
         a->data_file = name_strip_file(a->data_file);
     a->has_raw = raw != NULL;
-    a->raw = raw ? option_parse_bool(raw) > 0 : image_data_file_is_raw(img);
+    a->raw = raw ? option_parse_bool(raw) > 0 : was_raw;
     if (a->data_file && !image_geometry(img)->data_file)
         return qk_fail(err, -EINVAL,
                        "data-file can only be set for images that use an external data file");
-    if (a->has_raw && a->raw && !image_data_file_is_raw(img))
+    if (a->has_raw && a->raw && !was_raw)
         return qk_fail(err, -EINVAL, "data-file-raw cannot be set on existing images");
     return 0;
 }
