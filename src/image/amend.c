@@ -37,10 +37,10 @@ static int judge_values(const struct image *img, const struct amend_params *p, s
         {v2 && p->lazy_refcounts > 0, -EINVAL,
          "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or "
          "greater)"},
-        {downgrade && bits != 16, -ENOTSUP, "compat=0.10 requires refcount_bits=16"},
-        {v2 && bits != 16, -EINVAL,
+        {v2 && bits != 16 && bits != img->g.refcount_bits, -EINVAL,
          "Refcount widths other than 16 bits require compatibility level 1.1 or above (use "
          "compat=1.1 or greater)"},
+        {downgrade && bits != 16, -ENOTSUP, "compat=0.10 requires refcount_bits=16"},
         {downgrade && img->g.data_file, -ENOTSUP, "Cannot downgrade an image with a data file"},
         {downgrade && img->h.incompatible & ~left, -ENOTSUP,
          "Cannot downgrade an image with incompatible features set"},
@@ -172,6 +172,9 @@ static int upgrade_held(struct image *img, struct qk_error *err)
         ret = write_snapshots(img, &h, &new, err);
     if (ret == 0)
         ret = switch_version(img, &change, err);
+    /* The overlap check learns where the snapshot table is now; without memory it sees nothing. */
+    if (ret == 0 && new.count && overlap_load(img, NULL) < 0)
+        overlap_destroy(img);
     if (ret < 0 && new.count && !__atomic_load_n(&img->header_uncertain, __ATOMIC_ACQUIRE))
         alloc_undo(img, new);
     return ret == 0 && old.count ? free_queue(img, old, err) : ret;

@@ -89,6 +89,7 @@ static int show_help(const char *name, const struct image_request *request)
         return amend_show_options(request->format);
     if (open_image(name, request, &disk))
         return 1;
+    warn_probed_raw(disk);
     int ret = qk_disk_info(disk, &info, &err);
     if (ret < 0)
         report_qk(&err);
