@@ -66,6 +66,13 @@ struct shape {
     bool v2;
 };
 
+/* The smallest thing that a discard makes read as zero: a cluster, or a subcluster. */
+static inline uint64_t shape_unit(const struct shape *shape)
+{
+    return strstr(shape->create, "extended_l2=on") ? shape->cluster_bytes / 32
+                                                   : shape->cluster_bytes;
+}
+
 /* A disk under test with its model. */
 struct subject {
     const struct shape *shape;

@@ -156,6 +156,81 @@ static void extended_kinds(void)
     CHECK_EQ(kind, CLUSTER_COMPRESSED);
 }
 
+/* ---- changing subclusters ---- */
+
+static void touched_subclusters(void)
+{
+    static const uint64_t places[] = {0,     1,     2047,  2048,  2049,   4096,
+                                      63488, 65535, 65536, 65537, 131072, 3 * 65536};
+    const uint64_t flags[] = {0, INCOMPAT_EXTENDED_L2};
+    for (size_t n = 0; n < 2 * ARRAY_SIZE(places) * ARRAY_SIZE(places); n++) {
+        struct geometry g = geometry(3, 16, flags[n % 2]);
+        uint64_t off = places[n / 2 % ARRAY_SIZE(places)];
+        uint64_t end = places[n / 2 / ARRAY_SIZE(places)], expected = 0;
+        const uint64_t size = 65536 / g.subclusters;
+        for (uint32_t sub = 0; sub < g.subclusters; sub++) {
+            uint64_t start = 65536 + sub * size;
+            expected |= (uint64_t)(off < end && off < start + size && end > start) << sub;
+        }
+        if (off <= end)
+            CHECK_EQ(subclusters_touched(&g, 1, off, end), expected);
+    }
+}
+
+/* Each subcluster on its own: which are filled have data, the others keep what they show. */
+static void check_filled(uint64_t raw, uint64_t bitmap, uint32_t filled)
+{
+    struct geometry g = geometry(3, 16, INCOMPAT_EXTENDED_L2);
+    struct l2_entry old = {raw, bitmap}, e = l2_entry_filled(&g, old, 2 * OFF, filled);
+    bool right = e.raw == (2 * OFF | ENTRY_COPIED);
+    for (uint32_t sub = 0; sub < 32; sub++) {
+        enum cluster_kind kind = spec_subcluster(true, bitmap, sub);
+        if (filled >> sub & 1)
+            kind = CLUSTER_NORMAL;
+        right &= l2_entry_kind(&g, e, sub) == kind;
+    }
+    CHECK(right);
+}
+
+static void check_zeroed(uint64_t raw, uint64_t bitmap, uint32_t zeroed)
+{
+    struct geometry g = geometry(3, 16, INCOMPAT_EXTENDED_L2);
+    struct l2_entry old = {raw, bitmap}, e = l2_entry_zeroed(&g, old, zeroed);
+    bool right = e.raw == raw;
+    for (uint32_t sub = 0; sub < 32; sub++) {
+        enum cluster_kind kind = spec_subcluster(raw != 0, bitmap, sub);
+        if (zeroed >> sub & 1)
+            kind = raw ? CLUSTER_ZERO_ALLOC : CLUSTER_ZERO_PLAIN;
+        right &= l2_entry_kind(&g, e, sub) == kind;
+    }
+    CHECK(right);
+    CHECK_EQ(l2_entry_stored(&g, e), (uint32_t)bitmap & ~zeroed);
+}
+
+static void changed_subclusters(void)
+{
+    uint64_t state = 362436069;
+    for (uint32_t i = 0; i < 2000; i++) {
+        state = state * UINT64_C(6364136223846793005) + 1442695040888963407;
+        uint32_t allocated = (uint32_t)(state >> 8), mask = (uint32_t)(state >> 24);
+        uint64_t zero = ~allocated & (uint32_t)(state >> 32);
+        check_filled(OFF | ENTRY_COPIED, zero << 32 | allocated, mask);
+        check_filled(0, zero << 32, mask);
+        check_zeroed(OFF, zero << 32 | allocated, mask);
+        check_zeroed(0, zero << 32, mask);
+    }
+    struct geometry g = geometry(3, 16, INCOMPAT_EXTENDED_L2), standard = geometry(3, 16, 0);
+    struct l2_entry compressed = {ENTRY_COMPRESSED | 0x5001, 7}; /* its bitmap means nothing */
+    CHECK_EQ(l2_entry_stored(&g, compressed), UINT32_MAX);
+    CHECK_EQ(l2_entry_stored(&standard, compressed), 1);
+    CHECK_EQ(l2_entry_filled(&g, compressed, OFF, UINT32_MAX).bitmap, UINT32_MAX);
+    CHECK_EQ(l2_entry_filled(&standard, (struct l2_entry){ENTRY_ZERO, 0}, OFF, 1).raw,
+             OFF | ENTRY_COPIED);
+    CHECK_EQ(l2_entry_zeroed(&standard, (struct l2_entry){OFF, 0}, 1).raw, OFF | ENTRY_ZERO);
+    CHECK_EQ(l2_entry_stored(&standard, (struct l2_entry){OFF, 0}), 1);
+    CHECK_EQ(l2_entry_stored(&standard, (struct l2_entry){OFF | ENTRY_ZERO, 0}), 0);
+}
+
 static void load_and_store(void)
 {
     static const uint64_t flags[] = {0, INCOMPAT_EXTENDED_L2};
@@ -242,6 +317,8 @@ int main(void)
     l1_sizes();
     standard_kinds();
     extended_kinds();
+    touched_subclusters();
+    changed_subclusters();
     load_and_store();
     offsets();
     compressed_descriptors();

@@ -50,16 +50,10 @@ struct range {
     uint64_t off, len;
 };
 
-static uint64_t unit_of(const struct shape *shape)
-{
-    return strstr(shape->create, "extended_l2=on") ? shape->cluster_bytes / 32
-                                                   : shape->cluster_bytes;
-}
-
 /* A range inside the disk; ends love the edges of clusters and subclusters. */
 static struct range random_range(struct subject *s)
 {
-    uint64_t c = rng_below(&s->rng, 2) ? s->shape->cluster_bytes : unit_of(s->shape);
+    uint64_t c = rng_below(&s->rng, 2) ? s->shape->cluster_bytes : shape_unit(s->shape);
     uint64_t longest = rng_below(&s->rng, 8) == 0 ? s->size / 3 : 3 * c;
     struct range r = {rng_below(&s->rng, s->size), 1 + rng_below(&s->rng, longest)};
 
@@ -156,7 +150,7 @@ static bool may_keep(const struct subject *s, struct range r, uint64_t at)
 static void do_discard(struct subject *s)
 {
     struct range r = random_range(s);
-    uint64_t unit = unit_of(s->shape), end = r.off + r.len;
+    uint64_t unit = shape_unit(s->shape), end = r.off + r.len;
     struct qk_error err = {0};
 
     if (!subject_ok(s, qk_disk_discard(s->disk, r.off, r.len, &err) == 0, "discard", &err))

@@ -22,6 +22,10 @@ static const struct {
      2 * 4096 + 700},
     {{"cluster_size=1024,lazy_refcounts=on", 1024, 500, BACKING_LONGER, NULL, false}, 4096},
     {{"cluster_size=2097152", 2097152, 4, BACKING_NONE, NULL, false}, 100001},
+    {{"extended_l2=on,cluster_size=16384", 16384, 80, BACKING_QCOW2, NULL, false}, 7 * 512 + 100},
+    {{"extended_l2=on,cluster_size=65536,preallocation=metadata", 65536, 40, BACKING_SHORTER, NULL,
+      false},
+     12288},
 };
 
 struct worker {
@@ -72,10 +76,11 @@ static void work_zero(struct worker *w, struct range r)
     subject_ok(w->s, ret == 0, "write zeroes", &err);
 }
 
-/* Whole clusters of the range become zero, the rest stays. */
+/* Whole clusters of the range become zero, the rest stays. With subclusters, whole subclusters: no
+ * stripe is large enough for a compressed cluster then. */
 static void work_discard(struct worker *w, struct range r)
 {
-    uint64_t c = w->s->shape->cluster_bytes;
+    uint64_t c = shape_unit(w->s->shape);
     uint64_t from = (r.off + c - 1) / c * c, to = (r.off + r.len) / c * c;
     struct qk_error err = {0};
 

@@ -128,13 +128,13 @@ static void test_refusals(void)
     expect_clean("r.q");
 }
 
-static void test_model(unsigned cluster_bits)
+static void test_model(unsigned cluster_bits, const char *extended_l2)
 {
     static uint8_t model[STATE_BYTES], got[STATE_BYTES];
     char option[32];
     memset(model, 0, sizeof(model));
     snprintf(option, sizeof(option), "cluster_size=%u", 1u << cluster_bits);
-    CHECK_OK(MAKE("m.q", "qcow2", "size=200k", option));
+    CHECK_OK(MAKE("m.q", "qcow2", "size=200k", option, extended_l2));
     struct qk_disk *disk = NULL;
     srandom(cluster_bits);
     for (int step = 0; step < 60; step++) {
@@ -165,7 +165,9 @@ int main(void)
     test_growth("1.1");
     test_refusals();
     for (unsigned bits = 9; bits <= 21; bits += 3)
-        test_model(bits);
+        test_model(bits, "extended_l2=off");
+    for (unsigned bits = 14; bits <= 21; bits += 7)
+        test_model(bits, "extended_l2=on");
     test_dir_leave();
     return TEST_SUMMARY();
 }
