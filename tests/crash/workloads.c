@@ -68,6 +68,16 @@ static void run_discard_reuse(struct recorder *rec)
     }
 }
 
+/* Few operations: each state derives a key. */
+static void run_luks(struct recorder *rec)
+{
+    for (int i = 0; i < 12; i++) {
+        write_some(rec, 1, 6 * K);
+        if (i % 5 == 4)
+            rec_flush(rec);
+    }
+}
+
 /* Sequential writes until blocks and table have grown several times. */
 static void run_refcount_growth(struct recorder *rec)
 {
@@ -272,6 +282,36 @@ static void run_snapshots(struct recorder *rec)
     }
 }
 
+/* The image changes its shape between them: refcounts that say how much is shared, the version that
+ * says how large snapshots are, the size. */
+static void run_snapshot_shapes(struct recorder *rec)
+{
+    for (unsigned i = 0; i < 18; i++) {
+        struct amend_params p = {.version = i % 6 == 4 ? 2 : 3, .lazy_refcounts = -1};
+        p.refcount_bits = p.version == 2 ? 16 : 8u << rec_random(rec, 4);
+        for (uint32_t n = rec_random(rec, 5); n; n--)
+            change_something(rec);
+        snapshot_something(rec);
+        if (i % 2 == 0)
+            rec_amend(rec, &p);
+    }
+    rec_flush(rec);
+}
+
+static void run_snapshot_shrink(struct recorder *rec)
+{
+    for (unsigned i = 0; i < 20; i++) {
+        for (uint32_t n = rec_random(rec, 5); n; n--)
+            change_something(rec);
+        snapshot_something(rec);
+        if (i % 2)
+            rec_resize(rec,
+                       512 * (uint64_t)(1 + rec_random(rec, (uint32_t)(rec->model.max_bytes / 512))),
+                       QK_PREALLOC_OFF);
+    }
+    rec_flush(rec);
+}
+
 /* The disk grows between them. */
 static void run_snapshot_sizes(struct recorder *rec)
 {
@@ -294,6 +334,22 @@ static void run_after_repair(struct recorder *rec)
     for (int i = 0; i < 20; i++)
         write_some(rec, 512, 4 * K);
     rec_reopen(rec);
+}
+
+/* ---- encryption ---- */
+
+const struct image_secret workload_secret = {"s", (const uint8_t *)"crash", 5};
+
+/* The old format derives no key, so that opening it takes no time. */
+static const struct create_encryption aes = {.method = CRYPT_AES, .secret = &workload_secret};
+static struct create_encryption luks = {
+    .method = CRYPT_LUKS, .secret = &workload_secret, .iter_ms = 1};
+
+/* Names of ciphers are looked up before main() begins. */
+static void __attribute__((constructor)) find_cipher(void)
+{
+    luks.suite = (struct cipher_suite){cipher_by_name("aes-128"), CIPHER_CBC, IVGEN_PLAIN64, NULL};
+    luks.hash = hash_by_name("sha1");
 }
 
 /* ---- on which images ---- */
@@ -340,6 +396,18 @@ const struct workload workloads[] = {
      .seed = 44, .run = run_shrink},
     {"shrink-lazy", IMAGE(256 * K, 3, 9, 6), .create.lazy_refcounts = true, .max_bytes = 512 * K,
      .seed = 45, .run = run_shrink},
+    {"aes-overwrite", IMAGE(256 * K, 3, 11, 4), .create.encryption = &aes, .seed = 71,
+     .run = run_overwrite},
+    {"aes-zero-backing", IMAGE(256 * K, 3, 10, 3), .create.encryption = &aes,
+     .backing_bytes = 200 * K, .seed = 72, .run = run_zero},
+    {"aes-mixed", IMAGE(384 * K, 3, 12, 4), .create.encryption = &aes, .backing_bytes = 300 * K,
+     .seed = 73, .run = run_mixed},
+    {"aes-prealloc", IMAGE(256 * K, 3, 10, 4), .create.encryption = &aes,
+     .create.prealloc = QK_PREALLOC_METADATA, .seed = 74, .run = run_discard_reuse},
+    {"aes-resize", IMAGE(64 * K, 3, 9, 5), .create.encryption = &aes, .max_bytes = 1 * M,
+     .seed = 75, .run = run_resize},
+    {"luks-create", IMAGE(128 * K, 3, 12, 4), .create.encryption = &luks, .logs_creation = true,
+     .seed = 76, .run = run_luks},
     {"amend-width", IMAGE(512 * K, 3, 9, 4), .seed = 50, .run = run_amend_width},
     {"amend-width-2k", IMAGE(1 * M, 3, 11, 0), .seed = 51, .run = run_amend_width},
     {"amend-width-64k", IMAGE(4 * M, 3, 16, 6), .seed = 52, .run = run_amend_width},
@@ -393,6 +461,13 @@ const struct workload workloads[] = {
      .run = run_snapshots},
     {"snapshot-device", IMAGE(192 * K, 3, 10, 4), .device_bytes = 3 * M, .seed = 71,
      .run = run_snapshots},
+    {"snapshot-amend", IMAGE(192 * K, 3, 9, 4), .seed = 73, .run = run_snapshot_shapes},
+    {"snapshot-amend-backing", IMAGE(256 * K, 3, 12, 4), .backing_bytes = 200 * K, .seed = 74,
+     .run = run_snapshot_shapes},
+    {"snapshot-shrink", IMAGE(256 * K, 3, 9, 4), .max_bytes = 512 * K, .seed = 75,
+     .run = run_snapshot_shrink},
+    {"snapshot-shrink-backing", IMAGE(256 * K, 3, 11, 3), .max_bytes = 512 * K,
+     .backing_bytes = 300 * K, .seed = 76, .run = run_snapshot_shrink},
     {"snapshot-sizes", IMAGE(64 * K, 3, 9, 4), .max_bytes = 512 * K, .seed = 72,
      .run = run_snapshot_sizes},
     {"data", IMAGE(384 * K, 3, 9, 4), DATA(384 * K), .seed = 60, .run = run_mixed},
