@@ -1,13 +1,16 @@
 /*
  * fuzz_image.c - takes bytes as an image and does with them what a user would: open, map, read,
- * check; then write to a copy, and repair another. Relies on the memory store only, so nothing
- * outside is touched. Linked with libFuzzer, or with driver.c as a plain test.
+ * check; then write to a copy, repair another, and take and drop snapshots in a third. Relies on
+ * the memory store only, so nothing outside is touched. Linked with libFuzzer, or with driver.c as
+ * a plain test.
  *
  * Promises that are tested beside "no crash": an extent is never empty nor outside the disk, a
  * check does not change a byte, and what a repair calls clean is clean when looked at again.
  */
+#include "base/checked.h"
 #include "check/check.h"
 #include "fuzz.h"
+#include "image/snapshots.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -226,6 +229,78 @@ static void bitmap_pass(const uint8_t *data, size_t size)
     io_close(o.file, NULL);
 }
 
+/* ---- snapshots --------------------------------------------------------------------------- */
+
+/* Reads the list, and the first snapshots of it. */
+static void read_snapshots(struct image *img, const uint8_t *data, size_t size)
+{
+    struct snapshot_vec list;
+    uint64_t bytes;
+    uint8_t *buf = malloc(READ_BYTES);
+    int ret = image_snapshots(img, &list, NULL);
+    for (size_t i = 0; ret == 0 && i < list.len && i < 3; i++) {
+        const struct snapshot_key key = {.id = list.ptr[i].id, .name = list.ptr[i].name};
+        const struct image_options opts = {.lazy_refcounts = -1, .snapshot = &key};
+        struct opened o;
+        image_snapshot_freed(img, &list.ptr[i], &bytes, NULL);
+        if (!open_bytes(&o, data, size, &opts))
+            continue;
+        read_at(o.img, 0, min_u64(image_size(o.img), READ_BYTES), buf);
+        close_bytes(&o);
+    }
+    snapshots_free_all(&list);
+    free(buf);
+}
+
+/* Leaks do not count: a mutation may make some behind the end of the file, where nobody sees them
+ * until the file gets there. */
+static bool is_sound(struct qk_io *file)
+{
+    const struct image_options opts = {.for_check = true, .lazy_refcounts = -1};
+    struct qk_check_result result;
+    struct opened o = {.file = file};
+    if (image_open(file, &opts, &o.img, NULL) < 0)
+        return false;
+    int ret = check_bytes(&o, 0, &result);
+    image_abandon(o.img);
+    return ret == 0 && result.corruptions + result.check_errors == 0;
+}
+
+static void change_snapshots(struct image *img)
+{
+    const struct snapshot_params params = {.name = "new"};
+    const struct snapshot_key first = {.either = "1"}, fresh = {.name = "new"};
+    image_snapshot_create(img, &params, NULL);
+    image_snapshot_apply(img, &first, NULL);
+    image_snapshot_rename(img, &first, "renamed", NULL);
+    image_snapshot_delete(img, &first, NULL);
+    image_snapshot_create(img, &params, NULL);
+    image_snapshot_delete(img, &fresh, NULL);
+}
+
+/* Whatever was wrong with an image: one without errors has none afterwards. */
+static void snapshot_pass(const uint8_t *data, size_t size)
+{
+    struct image_options opts = {
+        .lazy_refcounts = -1, .overlap = OVERLAP_CACHED, .secret = &secret};
+    struct opened o;
+
+    if (!open_bytes(&o, data, size, &opts))
+        return;
+    read_snapshots(o.img, data, size);
+    close_bytes(&o);
+    opts.writable = true;
+    if (!open_bytes(&o, data, size, &opts))
+        return;
+    bool sound = is_sound(o.file);
+    if (!image_needs_repair(o.img))
+        change_snapshots(o.img);
+    int ret = image_close(o.img, NULL);
+    promise(!sound || ret < 0 || is_sound(o.file), "snapshots leave a sound image sound");
+    io_close(o.file, NULL);
+    io_close(o.data, NULL);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (size > MAX_INPUT)
@@ -235,5 +310,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     write_pass(data, size);
     repair_pass(data, size);
     bitmap_pass(data, size);
+    snapshot_pass(data, size);
     return 0;
 }
