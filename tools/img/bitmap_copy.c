@@ -15,9 +15,14 @@ static bool has_bitmaps(struct qk_disk *disk, struct qk_info *info)
            info->qcow2.version >= 3;
 }
 
+struct walk {
+    int (*fn)(const struct qk_bitmap_info *bitmap, void *opaque);
+    void *opaque;
+    bool backwards; /* qemu-img names them from the last to the first */
+};
+
 /* Calls fn for each bitmap until one returns something else than 0. */
-static int for_each(struct qk_disk *disk,
-                    int (*fn)(const struct qk_bitmap_info *bitmap, void *opaque), void *opaque)
+static int for_each(struct qk_disk *disk, const struct walk *walk)
 {
     struct qk_info info = QK_INFO_INIT;
     struct qk_error err = {0};
@@ -25,9 +30,10 @@ static int for_each(struct qk_disk *disk,
     int status = 0;
     for (uint32_t i = 0; ret == 0 && i < info.bitmap_count && status == 0; i++) {
         struct qk_bitmap_info bitmap = QK_BITMAP_INFO_INIT;
-        ret = qk_disk_bitmap(disk, i, &bitmap, &err);
+        uint32_t index = walk->backwards ? info.bitmap_count - 1 - i : i;
+        ret = qk_disk_bitmap(disk, index, &bitmap, &err);
         if (ret == 0)
-            status = fn(&bitmap, opaque);
+            status = walk->fn(&bitmap, walk->opaque);
     }
     if (ret < 0)
         report_qk(&err);
@@ -54,7 +60,8 @@ int bitmaps_judge_source(struct qk_disk *source, bool skip_broken)
         report_error("Source lacks bitmap support");
         return 1;
     }
-    return !skip_broken && for_each(source, refuse_broken, NULL) ? 1 : -1;
+    const struct walk walk = {refuse_broken, NULL, true};
+    return !skip_broken && for_each(source, &walk) ? 1 : -1;
 }
 
 int bitmaps_judge_target(struct qk_disk *target)
@@ -82,14 +89,20 @@ static int fill(const struct copying *c, const struct qk_bitmap_info *bitmap, st
     return ret;
 }
 
+static int warn_broken(const struct qk_bitmap_info *bitmap, void *opaque)
+{
+    (void)opaque;
+    if (bitmap->in_use)
+        report_warning("Skipping inconsistent bitmap '%s'", bitmap->name);
+    return 0;
+}
+
 static int copy_one(const struct qk_bitmap_info *bitmap, void *opaque)
 {
     const struct copying *c = opaque;
     struct qk_error err = {0};
-    if (bitmap->in_use) {
-        report_warning("Skipping inconsistent bitmap '%s'", bitmap->name);
+    if (bitmap->in_use)
         return 0;
-    }
     if (qk_disk_bitmap_add(c->target, bitmap->name, bitmap->granularity, QK_BITMAP_DISABLED, &err) <
         0) {
         report_failure(&err, "Failed to create bitmap %s", bitmap->name);
@@ -105,5 +118,7 @@ static int copy_one(const struct qk_bitmap_info *bitmap, void *opaque)
 int bitmaps_copy(struct qk_disk *source, struct qk_disk *target)
 {
     struct copying c = {source, target};
-    return for_each(source, copy_one, &c);
+    const struct walk warn = {warn_broken, NULL, true}, copy = {copy_one, &c, false};
+    int status = for_each(source, &warn);
+    return status ? status : for_each(source, &copy);
 }
