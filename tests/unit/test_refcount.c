@@ -6,6 +6,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "format/refcount.h"
+#include "format/refcount_convert.h"
 #include "test.h"
 
 static uint64_t rng_state = UINT64_C(0x2545f4914f6cdd1d);
@@ -169,9 +170,35 @@ static void steps(unsigned order)
     free(block);
 }
 
+/* To plain numbers and back, in parts of a block; what is around stays. */
+static void conversion(unsigned order)
+{
+    enum { COUNT = 1024, BYTES = COUNT * 8 };
+    const struct refcount_ops *ops = refcount_ops(order);
+    uint8_t block[BYTES], copy[BYTES];
+    uint64_t numbers[COUNT];
+    for (unsigned round = 0; round < 50; round++) {
+        uint64_t first = rng() % (COUNT / 8) * 8, count = rng() % ((COUNT - first) / 8 + 1) * 8;
+        bool same = true;
+        for (size_t i = 0; i < BYTES; i++)
+            block[i] = (uint8_t)rng();
+        memcpy(copy, block, sizeof(copy));
+        refcount_unpack(order, block, first, count, numbers);
+        for (uint64_t i = 0; i < count; i++) {
+            same &= numbers[i] == ops->get(block, first + i);
+            numbers[i] = rng() & max_of(order);
+            ops->set(copy, first + i, numbers[i]);
+        }
+        refcount_pack(order, block, first, count, numbers);
+        if (!CHECK(same && memcmp(block, copy, sizeof(copy)) == 0))
+            printf("    order %u, first %" PRIu64 ", count %" PRIu64 "\n", order, first, count);
+    }
+}
+
 int main(void)
 {
     for (unsigned order = 0; order <= 6; order++) {
+        conversion(order);
         every_position(order);
         edges_of_large_blocks(order);
         bits(order);
