@@ -72,6 +72,12 @@ check --output output human json
 check -r text leaks all
 check --repair text leaks all
 check --explain flag
+check --plan flag
+check --allow text copies entries snapshots bitmaps lossy
+check --undo file
+check --no-undo flag
+check -p flag
+check --progress-fd descriptor
 check -T cache
 check -U flag
 check --force-share flag
@@ -237,6 +243,9 @@ snapshot --object object
 snapshot -U flag
 snapshot --force-share flag
 snapshot -q flag
+undo -h flag
+undo --help flag
+undo -q flag
 io -h flag
 io --help flag
 io --object object

@@ -557,6 +557,28 @@ struct qk_problem {
     uint64_t file_off;  /* of the damaged bytes; QK_OFFSET_NONE: none */
     uint64_t guest_off; /* QK_OFFSET_NONE: none */
     uint64_t expected, found;
+    const char *snapshot; /* id of the snapshot that it concerns; NULL: none, or not known */
+};
+
+/* One step of a repair. Strings are valid during the callback only, but for action and structure. */
+struct qk_plan_step {
+    size_t struct_size;
+    const char *action;     /* e.g. "raise refcounts", "clear entry" */
+    const char *structure;  /* e.g. "refcount block" */
+    uint64_t file_off, bytes; /* what is written; in one epoch with its neighbours */
+    uint64_t count;         /* of the values in it that change */
+    bool has_values;        /* at most 8 bytes: they are big-endian numbers */
+    uint64_t from, to;
+    uint64_t lost_off, lost_bytes; /* guest range that is given up; QK_OFFSET_NONE, 0: none */
+    unsigned epoch; /* steps of a higher epoch are written after all of a lower one are stable */
+};
+
+/* Repairs that choose, and are never implied by `fix`. */
+enum qk_allow {
+    QK_ALLOW_COPIES = 1u << 0,    /* guest clusters that share a cluster get one each */
+    QK_ALLOW_ENTRIES = 1u << 1,   /* L1 and L2 entries that lead nowhere are cleared */
+    QK_ALLOW_SNAPSHOTS = 1u << 2, /* snapshot entries that cannot be used are dropped */
+    QK_ALLOW_BITMAPS = 1u << 3,   /* bitmaps that cannot be used are dropped */
 };
 
 enum qk_fix { QK_FIX_LEAKS = 1u << 0, QK_FIX_ERRORS = 1u << 1 };
@@ -569,6 +591,13 @@ struct qk_check_options {
     void (*on_message)(void *opaque, const char *line); /* e.g. "Rebuilding refcount structure" */
     void *opaque;
     struct qk_progress progress;
+    unsigned allow; /* of enum qk_allow; only with fix */
+    bool plan_only; /* tell what `fix` would do, and write nothing; needs no write access */
+    /* The plan, in order, before anything of it is written. */
+    void (*on_step)(void *opaque, const struct qk_plan_step *step);
+    /* A new file that takes what the repair overwrites, for qk_undo; made only when something is
+     * written. NULL: none. What cannot be saved is not overwritten. */
+    const char *undo_file;
 };
 #define QK_CHECK_OPTIONS_INIT                                                                      \
     {                                                                                              \
@@ -582,6 +611,8 @@ struct qk_check_result {
     uint64_t check_errors;  /* places that could not be read */
     uint64_t image_end_off; /* end of the highest used cluster */
     uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
+    uint64_t steps; /* of the plan */
+    bool undo_saved; /* opts->undo_file was written */
 };
 #define QK_CHECK_RESULT_INIT                                                                       \
     {                                                                                              \
@@ -595,6 +626,26 @@ struct qk_check_result {
  */
 QK_API int qk_disk_check(struct qk_disk *disk, const struct qk_check_options *opts,
                          struct qk_check_result *result, struct qk_error *err);
+
+struct qk_undo_result {
+    size_t struct_size;
+    uint64_t bytes;   /* that were put back */
+    uint64_t length;  /* of the file, again */
+    bool never_begun; /* the repair had changed nothing yet, and nothing was done */
+};
+#define QK_UNDO_RESULT_INIT                                                                        \
+    {                                                                                              \
+        .struct_size = sizeof(struct qk_undo_result)                                               \
+    }
+
+/*
+ * Gives file `name` back the bytes and the length that it had before the repair which wrote
+ * `undo_file`; also after a repair or an undo that was cut off. May be repeated. -EINVAL: no undo
+ * file, or a damaged one; -EUCLEAN: it is about another image, or the image was changed since the
+ * repair: then, too, nothing was written. -EAGAIN: another program uses the image. MT-safe.
+ */
+QK_API int qk_undo(const char *name, const char *undo_file, struct qk_undo_result *result,
+                   struct qk_error *err);
 
 /* ---- jobs -------------------------------------------------------------------------------- */
 

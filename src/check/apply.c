@@ -11,19 +11,6 @@
 
 #include <string.h>
 
-int write_changed(struct check *c, const struct table_write *w, struct qk_error *err)
-{
-    const uint8_t *old = w->old, *new = w->new;
-    size_t first = 0, end = w->bytes;
-    while (first < end && old[first] == new[first])
-        first++;
-    while (end > first && old[end - 1] == new[end - 1])
-        end--;
-    if (first == end)
-        return 0;
-    return io_write(c->file, w->off + first, new + first, end - first, 0, err);
-}
-
 /* ---- entries ---- */
 
 static int stray_words(struct check *c, const uint64_t *words, size_t n, const struct root *piece,
@@ -41,7 +28,9 @@ static int stray_words(struct check *c, const uint64_t *words, size_t n, const s
             sink_declined(&c->sink, &f, index, words[i]);
             continue;
         }
-        int ret = io_write(c->file, off, &zero, sizeof(zero), 0, err);
+        static const struct step what = {.action = "clear stray flags", .structure = "L1 table"};
+        const struct plan_bytes bytes = {off, &zero, sizeof(zero)};
+        int ret = plan_write(c, &what, &bytes, err);
         if (ret < 0)
             return ret;
         sink_repaired(&c->sink, &f, index, words[i]);
@@ -92,7 +81,7 @@ int apply_edits(struct check *c, struct qk_error *err)
             return ret;
         any = true;
     }
-    return any ? io_flush(c->file, err) : 0;
+    return any ? plan_barrier(c, err) : 0;
 }
 
 /* ---- refcounts ---- */
@@ -130,8 +119,11 @@ static int apply_block(struct check *c, uint64_t b, uint8_t *old, bool raise, st
         if (target != stored && raise == (target > stored))
             c->ops->set(new, i, target);
     }
-    const struct table_write w = {c->reftable.ptr[b], c->g->cluster_bytes, old, new};
-    return write_changed(c, &w, err);
+    const struct step what = {.action = raise ? "raise refcounts" : "lower refcounts",
+                              .structure = "refcount block"};
+    const struct table_write w = {c->reftable.ptr[b], c->g->cluster_bytes,
+                                  (c->g->refcount_bits + 7) / 8, old, new};
+    return write_changed(c, &what, &w, err);
 }
 
 static int apply_blocks(struct check *c, bool raise, struct qk_error *err)
@@ -146,7 +138,7 @@ static int apply_blocks(struct check *c, bool raise, struct qk_error *err)
         if (ret < 0)
             return ret;
     }
-    return io_flush(c->file, err);
+    return plan_barrier(c, err);
 }
 
 int apply_refcounts(struct check *c, struct qk_error *err)

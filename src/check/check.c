@@ -4,8 +4,10 @@
  * are cleared when nothing is left that is wrong.
  */
 #include "check/check.h"
+#include "base/bytes.h"
 #include "base/checked.h"
 #include "check/internal.h"
+#include "io/stage.h"
 
 #include <unistd.h>
 
@@ -24,7 +26,7 @@ static int check_init(struct check *c, struct qk_error *err)
     c->data_file = c->h->incompatible & INCOMPAT_DATA_FILE;
     c->threads = thread_count(c->opts);
     c->sink = (struct sink){.opts = c->opts, .result = c->result};
-    if (c->opts->fix && !c->file->writable)
+    if (c->opts->fix && !c->opts->plan_only && !c->file->writable)
         return qk_fail_at(err, -EROFS, WHERE(c->file->name, NULL, QK_OFFSET_NONE),
                           "cannot repair an image that is opened read-only");
     int ret = io_size(c->file, &c->file_bytes, err);
@@ -49,6 +51,8 @@ static void check_release(struct check *c)
     l2_vec_free(&c->tables);
     u64_vec_free(&c->snapshot_l1);
     u64_vec_free(&c->reftable);
+    step_vec_free(&c->steps);
+    io_close(c->stage, NULL);
     pthread_mutex_destroy(&c->lock);
 }
 
@@ -91,12 +95,43 @@ static int repair_refcounts(struct check *c, struct qk_error *err)
     return apply_refcounts(c, err);
 }
 
-static int apply(struct check *c, struct qk_error *err)
+/* Nothing is left that is wrong: then the bits that say otherwise go, last of all. */
+static int clear_bits(struct check *c, struct qk_error *err)
 {
-    int ret = apply_edits(c, err);
-    if (ret == 0)
-        ret = repair_refcounts(c, err);
-    return ret;
+    uint64_t bits = c->h->incompatible & (INCOMPAT_DIRTY | INCOMPAT_CORRUPT);
+    if (c->h->version < 3 || !bits || c->result->corruptions || c->result->check_errors)
+        return 0;
+    uint8_t field[8];
+    store_be64(field, c->h->incompatible & ~bits);
+    static const struct step what = {.action = "clear dirty and corrupt bits",
+                                     .structure = "header"};
+    const struct plan_bytes w = {HEADER_INCOMPATIBLE_OFF, field, sizeof(field)};
+    return plan_write(c, &what, &w, err);
+}
+
+/* The whole repair, over the stage. */
+static int repair(struct check *c, struct qk_error *err)
+{
+    static int (*const parts[])(struct check *, struct qk_error *) = {
+        apply_edits, repair_refcounts, copied_run, plan_barrier, clear_bits,
+    };
+    int ret = io_stage_open(c->file, &c->stage, err);
+    if (ret < 0)
+        return ret;
+    if (c->opts->plan_only && !c->file->writable)
+        c->stage->can_grow = c->file->zero_init;
+    c->file = c->stage;
+    for (size_t i = 0; ret == 0 && i < ARRAY_SIZE(parts); i++) {
+        if (parts[i] == copied_run)
+            block_cache_drop(c);
+        ret = parts[i](c, err);
+    }
+    if (ret < 0)
+        return ret;
+    plan_tell(c);
+    if (c->opts->plan_only || stage_empty(c->stage))
+        return 0;
+    return plan_carry_out(c, err);
 }
 
 static bool repaired_any(const struct qk_check_result *r)
@@ -109,21 +144,22 @@ static int finish(struct check *c, struct qk_error *err)
     if (c->opts->fix && repaired_any(c->result) && !c->result->leaks)
         c->highest = refmap_end(&c->refs);
     c->result->image_end_off = max_u64(c->highest, 1) << c->g->cluster_bits;
-    if (!c->opts->fix)
-        return 0;
-    uint64_t bits = c->h->incompatible & (INCOMPAT_DIRTY | INCOMPAT_CORRUPT);
-    bool sound = !c->result->corruptions && !c->result->check_errors;
-    int ret = image_reload(c->img, err);
-    if (ret == 0 && bits && sound)
-        ret = image_set_incompatible(c->img, 0, bits, err);
-    return ret;
+    return c->opts->fix && !c->opts->plan_only ? image_reload(c->img, err) : 0;
 }
 
-int check_image(struct image *img, const struct qk_check_options *opts,
-                struct qk_check_result *result, struct qk_error *err)
+struct attempt {
+    struct image *img;
+    struct qk_io *log;
+    bool no_growth;
+    bool out_of_room; /* found out while writing, and nothing is worse for it */
+};
+
+static int check_once(struct attempt *a, const struct qk_check_options *opts,
+                      struct qk_check_result *result, struct qk_error *err)
 {
-    static const struct qk_check_options look_only = QK_CHECK_OPTIONS_INIT;
-    struct check c = {.img = img, .opts = opts ? opts : &look_only, .result = result};
+    struct check c = {.img = a->img, .opts = opts, .result = result};
+    c.undo_log = a->log;
+    c.no_growth = a->no_growth;
     *result = (struct qk_check_result)QK_CHECK_RESULT_INIT;
     pthread_mutex_init(&c.lock, NULL);
     int ret = check_init(&c, err);
@@ -131,13 +167,69 @@ int check_image(struct image *img, const struct qk_check_options *opts,
         ret = find(&c, err);
     if (ret == 0)
         ret = plan_decide(&c, err);
-    if (ret == 0 && c.opts->fix)
-        ret = apply(&c, err);
     block_cache_drop(&c);
     if (ret == 0)
-        ret = copied_run(&c, err);
+        ret = opts->fix ? repair(&c, err) : copied_run(&c, err);
     if (ret == 0)
         ret = finish(&c, err);
+    a->out_of_room = c.out_of_room;
     check_release(&c);
     return ret;
+}
+
+/* The same as `opts`, without a word. */
+static struct qk_check_options muted(const struct qk_check_options *opts)
+{
+    struct qk_check_options quiet = *opts;
+    quiet.on_problem = NULL;
+    quiet.on_message = NULL;
+    return quiet;
+}
+
+/* A look as it is without `fix`, and then the repair without its words and writes. */
+static int plan_look(struct attempt *a, const struct qk_check_options *opts,
+                     struct qk_check_result *result, struct qk_error *err)
+{
+    struct qk_check_options look = *opts, quiet = muted(opts);
+    struct qk_check_result planned;
+    look.fix = 0;
+    int ret = check_once(a, &look, result, err);
+    if (ret < 0)
+        return ret;
+    ret = check_once(a, &quiet, &planned, err);
+    result->steps = planned.steps;
+    return ret;
+}
+
+/* Only the file system knows whether it has room: when it has none the plan is made anew. */
+static int check_fixing(struct attempt *a, const struct qk_check_options *opts,
+                        struct qk_check_result *result, struct qk_error *err)
+{
+    int ret = check_once(a, opts, result, err);
+    if (!a->out_of_room || !image_file(a->img)->can_grow)
+        return ret;
+    if (opts->on_message)
+        opts->on_message(opts->opaque,
+                         "No room for a new refcount structure: repairing the old one");
+    const struct qk_check_options quiet = muted(opts);
+    a->no_growth = true;
+    ret = image_reload(a->img, err);
+    return ret < 0 ? ret : check_once(a, &quiet, result, err);
+}
+
+int check_image_saving(struct image *img, const struct qk_check_options *opts, struct qk_io *log,
+                       struct qk_check_result *result, struct qk_error *err)
+{
+    static const struct qk_check_options look_only = QK_CHECK_OPTIONS_INIT;
+    struct attempt a = {.img = img, .log = log};
+    const struct qk_check_options *o = opts ? opts : &look_only;
+    if (!o->fix)
+        return check_once(&a, o, result, err);
+    return o->plan_only ? plan_look(&a, o, result, err) : check_fixing(&a, o, result, err);
+}
+
+int check_image(struct image *img, const struct qk_check_options *opts,
+                struct qk_check_result *result, struct qk_error *err)
+{
+    return check_image_saving(img, opts, NULL, result, err);
 }

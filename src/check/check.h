@@ -12,4 +12,8 @@
 int check_image(struct image *img, const struct qk_check_options *opts,
                 struct qk_check_result *result, struct qk_error *err);
 
+/* The same with an empty store for the undo log in place of opts->undo_file. */
+int check_image_saving(struct image *img, const struct qk_check_options *opts, struct qk_io *log,
+                       struct qk_check_result *result, struct qk_error *err);
+
 #endif

@@ -91,8 +91,10 @@ static int table_look(struct copied *p, struct l2_table *t, struct qk_error *err
     bool may_write = p->repair && (alone || !(t->flags & L2_BAD));
     for (uint32_t i = 0; i < c->g->l2_entries; i++)
         entry_look(p, t, i, may_write);
-    const struct table_write w = {off, c->g->cluster_bytes, p->buf, p->buf + c->g->cluster_bytes};
-    return write_changed(c, &w, err);
+    static const struct step what = {.action = "correct COPIED flags", .structure = "L2 table"};
+    const struct table_write w = {off, c->g->cluster_bytes, c->g->l2_entry_bytes, p->buf,
+                                  p->buf + c->g->cluster_bytes};
+    return write_changed(c, &what, &w, err);
 }
 
 /* ---- the active L1 ---- */
@@ -119,10 +121,14 @@ static bool l1_entry_look(struct copied *p, uint32_t i)
 
 static int l1_chunk_write(struct check *c, uint32_t first, uint32_t n, struct qk_error *err)
 {
-    uint64_t words[L1_CHUNK];
+    static const struct step what = {.action = "correct COPIED flags", .structure = "L1 table"};
+    uint64_t words[L1_CHUNK], old[L1_CHUNK];
+    const struct table_write w = {c->h->l1_off + 8u * (uint64_t)first, 8u * (size_t)n, 8, old,
+                                  words};
     for (uint32_t i = 0; i < n; i++)
         words[i] = htobe64(c->l1[first + i]);
-    return io_write(c->file, c->h->l1_off + 8u * (uint64_t)first, words, 8u * (size_t)n, 0, err);
+    int ret = io_read(c->file, w.off, old, w.bytes, err);
+    return ret < 0 ? ret : write_changed(c, &what, &w, err);
 }
 
 static int l1_chunk_look(struct copied *p, uint32_t first, uint32_t n, struct qk_error *err)
@@ -171,6 +177,6 @@ int copied_run(struct check *c, struct qk_error *err)
         ret = l1_chunk_look(&p, i, (uint32_t)min_u64(L1_CHUNK, c->l1_entries - i), err);
     if (ret == 0 && p.repair &&
         (c->sink.seen[PROBLEM_L1_COPIED] || c->sink.seen[PROBLEM_L2_COPIED]))
-        ret = io_flush(c->file, err);
+        ret = plan_barrier(c, err);
     return ret;
 }

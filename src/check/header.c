@@ -54,7 +54,9 @@ int header_edit(struct check *c, struct qk_error *err)
             continue;
         uint8_t field[8];
         store_be64(field, list[i].good);
-        int ret = io_write(c->file, list[i].off, field, sizeof(field), 0, err);
+        static const struct step what = {.action = "correct field", .structure = "header"};
+        const struct plan_bytes bytes = {list[i].off, field, sizeof(field)};
+        int ret = plan_write(c, &what, &bytes, err);
         if (ret < 0)
             return ret;
         const struct finding f = {list[i].id, list[i].off, QK_OFFSET_NONE, list[i].good,

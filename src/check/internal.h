@@ -115,7 +115,8 @@ struct check {
     unsigned actions;      /* what is to be done: enum action */
     struct step_vec steps; /* the plan: how */
     unsigned epoch;
-    bool no_growth; /* the file was found to have no room to grow */
+    bool no_growth;   /* the file was found to have no room to grow */
+    bool out_of_room; /* found out just now */
 
     pthread_mutex_t lock; /* result counters and progress while threads run */
     uint64_t work_done, work_total;

@@ -150,7 +150,7 @@ static int find_places(struct rebuild *r, struct qk_error *err)
     } tries[] = {{true, false}, {false, false}, {true, true}};
     int ret = -ENOSPC;
     for (size_t i = 0; ret == -ENOSPC && i < ARRAY_SIZE(tries); i++) {
-        if (tries[i].grow && !r->c->file->can_grow)
+        if (tries[i].grow && (!r->c->file->can_grow || r->c->no_growth))
             break;
         forget_places(r);
         r->in_order = tries[i].in_order;
@@ -185,21 +185,18 @@ static int keep_leaks(struct check *c, struct qk_error *err)
     return 0;
 }
 
-/* The old structure's clusters are free once the header names the new one; `counted`: not yet. */
-static int count_old(struct check *c, bool counted)
+/* The old structure's clusters are free once the header names the new one. */
+static void forget_old(struct check *c)
 {
     struct refmap_span span;
-    int ret = 0;
     if (range_span(c, c->h->reftable_off, (uint64_t)c->h->reftable_clusters << c->g->cluster_bits,
                    &span))
-        ret = counted ? refmap_add(&c->refs, span, 1, 0) : (refmap_drop(&c->refs, span), 0);
-    for (size_t b = 0; ret == 0 && b < c->reftable.len; b++) {
+        refmap_drop(&c->refs, span);
+    for (size_t b = 0; b < c->reftable.len; b++) {
         span = (struct refmap_span){c->reftable.ptr[b] >> c->g->cluster_bits, 1};
-        if (!(c->blocks[b] & BLOCK_COUNTED))
-            continue;
-        ret = counted ? refmap_add(&c->refs, span, 1, 0) : (refmap_drop(&c->refs, span), 0);
+        if (c->blocks[b] & BLOCK_COUNTED)
+            refmap_drop(&c->refs, span);
     }
-    return ret;
 }
 
 static void block_fill(const struct rebuild *r, const struct patterns *p, uint64_t b, uint8_t *out)
@@ -238,8 +235,11 @@ static int write_blocks(const struct rebuild *r, struct qk_error *err)
         if (b < r->blocks.len && !cluster)
             continue;
         if (have && (!cluster || cluster != start + have || have == most)) {
-            int ret = io_write(c->file, start << c->g->cluster_bits, buf,
-                               have << c->g->cluster_bits, 0, err);
+            const struct step what = {"write new refcounts", "refcount block",
+                                      .count = have * block_clusters(c)};
+            const struct plan_bytes w = {start << c->g->cluster_bits, buf,
+                                         have << c->g->cluster_bits};
+            int ret = plan_write(c, &what, &w, err);
             if (ret < 0)
                 return ret;
             have = 0;
@@ -261,7 +261,9 @@ static int write_table(const struct rebuild *r, struct qk_error *err)
         return qk_fail_nomem(err);
     for (size_t b = 0; b < r->blocks.len; b++)
         store_be64(table + b * 8, r->blocks.ptr[b] << c->g->cluster_bits);
-    return io_write(c->file, r->table << c->g->cluster_bits, table, bytes, 0, err);
+    const struct step what = {"write new table", "refcount table", .count = r->blocks.len};
+    const struct plan_bytes w = {r->table << c->g->cluster_bits, table, bytes};
+    return plan_write(c, &what, &w, err);
 }
 
 static int switch_over(const struct rebuild *r, struct qk_error *err)
@@ -269,8 +271,10 @@ static int switch_over(const struct rebuild *r, struct qk_error *err)
     uint8_t fields[12];
     store_be64(fields, r->table << r->c->g->cluster_bits);
     store_be32(fields + 8, (uint32_t)r->table_clusters);
-    int ret = io_write(r->c->file, HEADER_REFTABLE_OFF, fields, sizeof(fields), 0, err);
-    return ret < 0 ? ret : io_flush(r->c->file, err);
+    static const struct step what = {"name the new refcount table", "header", .count = 2};
+    const struct plan_bytes w = {HEADER_REFTABLE_OFF, fields, sizeof(fields)};
+    int ret = plan_write(r->c, &what, &w, err);
+    return ret < 0 ? ret : plan_barrier(r->c, err);
 }
 
 /* ---- afterwards ---- */
@@ -298,22 +302,26 @@ static int adopt(struct rebuild *r, struct qk_error *err)
     return 0;
 }
 
-/* Nothing names the new clusters yet: on failure all is as it was, the file's length included. */
+/* Nothing names the new clusters yet. */
 static int write_beside(struct rebuild *r, struct qk_error *err)
 {
     struct check *c = r->c;
-    count_old(c, false);
+    forget_old(c);
     int ret = write_blocks(r, err);
     if (ret == 0)
         ret = write_table(r, err);
+    return ret < 0 ? ret : plan_barrier(c, err);
+}
+
+/* After places were found, no failure means that there is no room. */
+static int write_and_switch(struct rebuild *r, struct qk_error *err)
+{
+    int ret = write_beside(r, err);
     if (ret == 0)
-        ret = io_flush(c->file, err);
+        ret = switch_over(r, err);
     if (ret == 0)
-        return 0;
-    if (r->end << c->g->cluster_bits > c->file_bytes)
-        io_resize(c->file, c->file_bytes, QK_PREALLOC_OFF, NULL);
-    forget_places(r);
-    return count_old(c, true) < 0 ? qk_fail_nomem(err) : ret;
+        ret = adopt(r, err);
+    return ret == -ENOSPC ? -EIO : ret;
 }
 
 int rebuild_run(struct check *c, struct qk_error *err)
@@ -324,11 +332,7 @@ int rebuild_run(struct check *c, struct qk_error *err)
     if (ret == 0)
         ret = find_places(&r, err);
     if (ret == 0)
-        ret = write_beside(&r, err);
-    if (ret == 0 && (ret = switch_over(&r, err)) < 0)
-        ret = -EIO; /* which structure is in force is unknown: no other way may be tried */
-    if (ret == 0)
-        ret = adopt(&r, err);
+        ret = write_and_switch(&r, err);
     u64_vec_free(&r.blocks);
     return ret;
 }

@@ -401,6 +401,14 @@ struct commit {
     unsigned epoch;
 };
 
+/* Some stores grow by being written to, and in no other way. */
+static int grow(struct qk_io *target, uint64_t length, struct qk_error *err)
+{
+    static const uint8_t zero;
+    int ret = io_resize(target, length, QK_PREALLOC_OFF, err);
+    return ret == -ENOTSUP ? io_write(target, length - 1, &zero, 1, 0, err) : ret;
+}
+
 static int commit_run(void *opaque, const struct stage_run *run, struct qk_error *err)
 {
     struct commit *c = opaque;
@@ -411,7 +419,7 @@ static int commit_run(void *opaque, const struct stage_run *run, struct qk_error
     if (ret < 0)
         return ret;
     if (!run->bytes)
-        return io_resize(c->target, run->off, QK_PREALLOC_OFF, err);
+        return grow(c->target, run->off, err);
     return io_write(c->target, run->off, run->bytes, run->len, 0, err);
 }
 

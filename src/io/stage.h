@@ -1,7 +1,7 @@
 /*
- * stage.h - a filter that changes nothing: it keeps what is written in memory, shows it to who reads,
- * and carries it out later, all of it or nothing. Work that is done over a stage is a plan, and what
- * the plan does is what was staged.
+ * stage.h - a filter that changes nothing: it keeps what is written in memory, shows it to who
+ * reads, and carries it out later, all of it or nothing. Work that is done over a stage is a plan,
+ * and what the plan does is what was staged.
  *
  * A flush ends an epoch: what was written before it must be stable before anything that follows is
  * written. Within an epoch order means nothing, so writes to one sector of 512 bytes are merged.

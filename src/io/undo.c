@@ -1,8 +1,8 @@
 /*
  * undo.c - the filter of undo.h, and the file that its log goes to. Each sector's old bytes are
- * saved once, at its first change; each announced state of a sector is noted once. Promises (INV-8):
- * when pwritev, zero or resize reaches the inner store, a READY record that covers it is stable.
- * A log that cannot be written stops the change, not only the logging.
+ * saved once, at its first change; each announced state of a sector is noted once. Promises
+ * (INV-8): when pwritev, zero or resize reaches the inner store, a READY record that covers it is
+ * stable. A log that cannot be written stops the change, not only the logging.
  */
 #include "base/checked.h"
 #include "base/cleanup.h"

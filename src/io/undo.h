@@ -11,8 +11,8 @@
  *   REDY   everything before it is stable: what it announces may happen from here on
  * So a log that is torn behind its last REDY is whole: what it lacks did not happen.
  *
- * The sums are what makes the way back safe: each sector that was announced must be as it was, or as
- * one of the announced changes left it. Another image, or one that was used since, is refused.
+ * The sums are what makes the way back safe: each sector that was announced must be as it was, or
+ * as one of the announced changes left it. Another image, or one that was used since, is refused.
  */
 #ifndef QK_IO_UNDO_H
 #define QK_IO_UNDO_H
@@ -33,20 +33,20 @@ int undo_announce(struct qk_io *io, uint64_t off, const void *bytes, size_t len,
 int undo_ready(struct qk_io *io, struct qk_error *err);
 
 struct undo_result {
-    uint64_t sectors;  /* that were put back, whether or not they differed */
-    uint64_t length;   /* of the store, now as before */
-    bool never_begun;  /* the log protects nothing: the store was never changed */
+    uint64_t sectors; /* that were put back, whether or not they differed */
+    uint64_t length;  /* of the store, now as before */
+    bool never_begun; /* the log protects nothing: the store was never changed */
 };
 /*
  * Puts back what `log` holds: bytes and length. The result is stable on return. May be done again,
- * also when it was cut off in the middle. -EINVAL: no log, or a damaged one; -EUCLEAN: `store` is not
- * the one that the log is about, or was changed since; nothing was written then.
+ * also when it was cut off in the middle. -EINVAL: no log, or a damaged one; -EUCLEAN: `store` is
+ * not the one that the log is about, or was changed since; nothing was written then.
  */
 int undo_restore(struct qk_io *log, struct qk_io *store, struct undo_result *result,
                  struct qk_error *err);
 
-/* A new, empty file to write a log to; -EEXIST when there is one of that name. Its name is stable on
- * return. */
+/* A new, empty file to write a log to; -EEXIST when there is one of that name. Its name is stable
+ * on return. */
 int undo_file_create(const char *name, struct qk_io **out, struct qk_error *err);
 
 #endif

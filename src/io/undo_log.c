@@ -1,6 +1,6 @@
 /*
- * undo_log.c - the bytes of an undo log's head and records. Pure. A decoded record has a range and a
- * payload of bounded length that fit each other (INV-4).
+ * undo_log.c - the bytes of an undo log's head and records. Pure. A decoded record has a range and
+ * a payload of bounded length that fit each other (INV-4).
  */
 #include "io/undo_log.h"
 #include "base/checked.h"
@@ -39,8 +39,8 @@ int undo_head_decode(const uint8_t bytes[UNDO_HEAD_BYTES], struct undo_head *hea
     return 0;
 }
 
-static uint32_t record_sum(const struct undo_head *head, const uint8_t *record,
-                           const void *payload, size_t payload_bytes)
+static uint32_t record_sum(const struct undo_head *head, const uint8_t *record, const void *payload,
+                           size_t payload_bytes)
 {
     static const uint8_t no_sum[4];
     uint32_t sum = crc32c(0, head->id, sizeof(head->id));

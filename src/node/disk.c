@@ -247,7 +247,7 @@ int qk_disk_check(struct qk_disk *disk, const struct qk_check_options *opts,
     struct node *node = disk->node;
     if (!node->image)
         return qk_fail(err, -ENOTSUP, "This image format does not support checks");
-    if (opts && opts->fix && !node->io.writable)
+    if (opts && opts->fix && !opts->plan_only && !node->io.writable)
         return qk_fail(err, -EROFS, "A repair needs the image to be opened for writing");
     return check_image(node->image, opts, result, err);
 }

@@ -15,7 +15,7 @@ static const char *repair_text(enum qk_repair repair)
     case QK_REPAIR_SAFE:
         return "-r repairs it without loss";
     case QK_REPAIR_LOSSY:
-        return "a repair gives up what is damaged; -r leaves it alone";
+        return "a repair gives up what is damaged; -r leaves it alone without --allow";
     case QK_REPAIR_ASK:
         return "a repair needs a decision; -r leaves it alone";
     case QK_REPAIR_NONE:
@@ -58,6 +58,9 @@ static void keep(struct check_findings *f, char *text, enum qk_severity severity
 void findings_on_problem(void *findings, const struct qk_problem *problem)
 {
     struct check_findings *f = findings;
+    f->lossy |= !problem->repaired && problem->repair == QK_REPAIR_LOSSY;
+    if (f->json && !f->hold)
+        check_json_problem(f->json, problem);
     if (problem->severity == QK_SEVERITY_NONE && !f->explain)
         return;
     if (!f->hold) {
@@ -73,6 +76,35 @@ void findings_on_problem(void *findings, const struct qk_problem *problem)
     fclose(out);
     if (text)
         keep(f, text, problem->severity);
+}
+
+static void print_step(struct check_findings *f, const struct qk_plan_step *s)
+{
+    if (!f->steps)
+        printf("A repair would, in this order:\n");
+    else if (s->epoch != f->last_epoch)
+        printf("  and when that is stable:\n");
+    printf("  %u. %s in the %s: %" PRIu64 " value%s, %" PRIu64 " bytes at offset 0x%" PRIx64,
+           f->steps + 1, s->action, s->structure, s->count, s->count == 1 ? "" : "s", s->bytes,
+           s->file_off);
+    if (s->has_values)
+        printf(", from 0x%" PRIx64 " to 0x%" PRIx64, s->from, s->to);
+    putchar('\n');
+    if (s->lost_bytes)
+        printf("     given up: %" PRIu64 " bytes of the guest from offset 0x%" PRIx64 " on\n",
+               s->lost_bytes, s->lost_off);
+}
+
+void findings_on_step(void *findings, const struct qk_plan_step *step)
+{
+    struct check_findings *f = findings;
+    if (f->json)
+        check_json_step(f->json, step);
+    else if (f->plan)
+        print_step(f, step);
+    f->last_epoch = step->epoch;
+    f->lost_bytes += step->lost_bytes;
+    f->steps++;
 }
 
 void findings_on_message(void *findings, const char *line)

@@ -6,6 +6,7 @@
 #ifndef TOOLS_IMG_CHECK_FINDINGS_H
 #define TOOLS_IMG_CHECK_FINDINGS_H
 
+#include "img/check_json.h"
 #include "qcowkit.h"
 
 struct check_finding {
@@ -15,8 +16,13 @@ struct check_finding {
 
 #define MAX_EXPLAINED 256u
 struct check_findings {
-    bool explain; /* print the place of each, and the meaning of each kind once */
-    bool hold;    /* keep in `item` instead of printing */
+    bool explain;            /* print the place of each, and the meaning of each kind once */
+    bool hold;               /* keep in `item` instead of printing */
+    bool plan;               /* print the steps of the plan */
+    struct check_json *json; /* NULL: text */
+    uint64_t lost_bytes;     /* of the guest, by the plan */
+    unsigned last_epoch, steps;
+    bool lossy; /* something was found that can only be given up */
     bool explained[MAX_EXPLAINED];
     struct check_finding *item;
     size_t count, room;
@@ -24,6 +30,7 @@ struct check_findings {
 
 /* For struct qk_check_options; opaque is a struct check_findings. */
 void findings_on_problem(void *findings, const struct qk_problem *problem);
+void findings_on_step(void *findings, const struct qk_plan_step *step);
 void findings_on_message(void *findings, const char *line);
 
 /* Keeps of `now` what `before` has too, and sets the counts of `result` accordingly. */

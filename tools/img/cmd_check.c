@@ -5,6 +5,7 @@
  * about one image.
  */
 #include "common/open.h"
+#include "common/progress.h"
 #include "common/report.h"
 #include "common/rows.h"
 #include "img/check_findings.h"
@@ -14,9 +15,12 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
-enum { OPT_EXPLAIN = OPT_LOCAL };
+enum { OPT_EXPLAIN = OPT_LOCAL, OPT_PLAN, OPT_UNDO, OPT_NO_UNDO, OPT_ALLOW };
+#define UNDO_NAMES        10000
 #define LOOKS_WHEN_SHARED 4
 enum { STATUS_OK = 0, STATUS_FAILED = 1, STATUS_CORRUPT = 2, STATUS_LEAKS = 3, STATUS_NONE = 63 };
 
@@ -29,6 +33,17 @@ static const struct opt_desc options[] = {
      "leaks all"},
     {OPT_EXPLAIN, "explain", NULL, "say what each kind of finding means, and its repair",
      OPT_KIND_FLAG, NULL, 0, 0, NULL},
+    {OPT_PLAN, "plan", NULL, "tell what a repair would do (-r all, or as -r says); write nothing",
+     OPT_KIND_FLAG, NULL, 0, 0, NULL},
+    {OPT_ALLOW, "allow", "LIST",
+     "let -r make choices, too: copies, entries, snapshots, bitmaps; lossy is all of them",
+     OPT_KIND_TEXT, NULL, 0, 0, "copies entries snapshots bitmaps lossy"},
+    {OPT_UNDO, "undo", "FILE", "save what -r overwrites in FILE (default: FILENAME.undo-N)",
+     OPT_KIND_FILE, NULL, 0, 0, NULL},
+    {OPT_NO_UNDO, "no-undo", NULL, "save nothing of what -r overwrites", OPT_KIND_FLAG, NULL, 0, 0,
+     NULL},
+    OPT_PROGRESS,
+    OPT_ROW_PROGRESS_FD,
     OPT_SRC_CACHE,
     OPT_SHARE,
     OPT_QUIET,
@@ -39,6 +54,9 @@ static const struct cmd_text examples[] = {
     {"check disk.qcow2", "look only; nothing is written"},
     {"check -r leaks disk.qcow2", "give back space that nothing uses"},
     {"check -r all disk.qcow2", "repair refcounts and flags as well"},
+    {"check --plan disk.qcow2", "what -r all would do and what would be lost; nothing is written"},
+    {"check -r all --allow entries disk.qcow2", "clear entries that lead nowhere, as well"},
+    {"check -r all --undo before.undo disk.qcow2", "keep what the repair overwrites, for `undo`"},
     {"check --explain disk.qcow2", "the same look, with the meaning of what is found"},
     {"check --output=json -U disk.qcow2", "for programs; also while a guest uses the image"},
     {NULL, NULL},
@@ -93,7 +111,8 @@ static void print_text(const struct qk_check_result *r, bool quiet)
         say(quiet, "Image end offset: %" PRIu64 "\n", r->image_end_off);
 }
 
-static void print_json(const struct qk_check_result *r, struct qk_disk *disk, const char *name)
+static void print_json(struct check_json *out, const struct qk_check_result *r,
+                       struct qk_disk *disk, const char *name)
 {
     struct qk_info info = QK_INFO_INIT;
     qk_disk_info(disk, &info, NULL);
@@ -113,18 +132,15 @@ static void print_json(const struct qk_check_result *r, struct qk_disk *disk, co
         {"leaks-fixed", r->leaks_fixed, true},
         {"allocated-clusters", r->allocated_clusters, true},
     };
-    struct json json = JSON_PRETTY(stdout);
-    json_open(&json, NULL, '{');
+    struct json *json = &out->json;
     for (size_t i = 0; i < sizeof(head) / sizeof(*head); i++) {
         if (head[i].value || !head[i].optional)
-            json_uint(&json, head[i].key, head[i].value);
+            json_uint(json, head[i].key, head[i].value);
     }
-    json_text(&json, "filename", name);
-    json_text(&json, "format", info.format ? info.format : "");
+    json_text(json, "filename", name);
+    json_text(json, "format", info.format ? info.format : "");
     if (r->fragmented_clusters)
-        json_uint(&json, "fragmented-clusters", r->fragmented_clusters);
-    json_close(&json, '}');
-    putchar('\n');
+        json_uint(json, "fragmented-clusters", r->fragmented_clusters);
 }
 
 /* ---- the command ---- */
@@ -134,8 +150,14 @@ struct check_run {
     struct qk_disk *disk;
     const char *name;
     unsigned fix;
-    bool quiet, json;
+    unsigned allow;
+    bool quiet, json, plan, no_undo;
+    const char *undo_given; /* --undo */
+    char *undo;             /* the undo file of a repair; NULL: none */
+    bool undo_saved;
     struct check_findings findings;
+    struct check_json out;
+    struct progress progress;
     struct qk_check_result result;
 };
 
@@ -145,7 +167,12 @@ static int check_once(struct check_run *run, unsigned fix, struct qk_error *err)
     check.fix = fix;
     check.on_problem = findings_on_problem;
     check.on_message = findings_on_message;
+    check.on_step = findings_on_step;
     check.opaque = &run->findings;
+    check.allow = run->allow;
+    check.plan_only = run->plan;
+    check.undo_file = run->undo;
+    check.progress = progress_hook(&run->progress);
     run->result = (struct qk_check_result)QK_CHECK_RESULT_INIT;
     return qk_disk_check(run->disk, &check, &run->result, err);
 }
@@ -164,7 +191,10 @@ static int check_again(struct check_run *run, struct qk_error *err)
             "Double checking the fixed image now...\n",
             first.leaks_fixed, first.corruptions_fixed);
     fflush(stdout);
+    struct check_json *json = run->findings.json;
+    run->findings.json = NULL; /* the findings that count are there */
     int ret = check_once(run, 0, err);
+    run->findings.json = json;
     run->result.leaks_fixed = first.leaks_fixed;
     run->result.corruptions_fixed = first.corruptions_fixed;
     return ret;
@@ -200,38 +230,154 @@ static int check_shared(struct check_run *run, struct qk_error *err)
     return ret;
 }
 
+/* The first name of its kind that is free; an image that is no plain file has none. */
+static int choose_undo(struct check_run *run)
+{
+    struct stat st;
+    if (!run->fix || run->plan || run->no_undo)
+        return 0;
+    if (run->undo_given) {
+        run->undo = xstrdup(run->undo_given);
+        return 0;
+    }
+    if (strcmp(program_name(), "qcowkit") != 0)
+        return 0;
+    if (run->request.image_opts || stat(run->name, &st) < 0 || !S_ISREG(st.st_mode)) {
+        report_error("There is no place for an undo file beside '%s'; give --undo FILE, or "
+                     "--no-undo to repair without",
+                     run->name);
+        return -1;
+    }
+    for (int i = 1; i < UNDO_NAMES; i++) {
+        run->undo = xprintf("%s.undo-%d", run->name, i);
+        if (lstat(run->undo, &st) < 0 && errno == ENOENT)
+            return 0;
+        text_free(&run->undo);
+    }
+    report_error("There are %d undo files beside '%s' already", UNDO_NAMES - 1, run->name);
+    return -1;
+}
+
+static int repair_once(struct check_run *run, struct qk_error *err)
+{
+    int ret = check_once(run, run->fix, err);
+    run->undo_saved |= run->result.undo_saved;
+    if (run->result.undo_saved && !run->json)
+        say(run->quiet, "What is overwritten was saved: `%s undo %s %s` takes the repair back.\n",
+            program_name(), run->name, run->undo);
+    return ret < 0 ? ret : check_again(run, err);
+}
+
+/* On a terminal what needs a choice is asked for, once, after the rest was repaired. */
+static bool wants_choices(const struct check_run *run)
+{
+    if (!(run->fix & QK_FIX_ERRORS) || run->plan || run->allow || run->json || run->quiet ||
+        !run->findings.lossy || !run->result.corruptions || !isatty(STDIN_FILENO) ||
+        !isatty(STDOUT_FILENO))
+        return false;
+    printf("\nWhat is left can only be repaired by giving up what is damaged; "
+           "`check --plan --allow lossy` tells what that is.\nGive it up? [y/N] ");
+    fflush(stdout);
+    char answer[16];
+    return fgets(answer, sizeof(answer), stdin) && (answer[0] == 'y' || answer[0] == 'Y');
+}
+
+static int repair_all(struct check_run *run, struct qk_error *err)
+{
+    if (choose_undo(run) < 0)
+        return -ECANCELED;
+    int ret = repair_once(run, err);
+    if (ret < 0 || !wants_choices(run))
+        return ret;
+    run->allow = ~0u;
+    text_free(&run->undo);
+    run->undo = NULL;
+    if (run->undo_given && run->undo_saved) {
+        run->undo_given = NULL; /* it holds what the first repair overwrote */
+    }
+    if (choose_undo(run) < 0)
+        return -ECANCELED;
+    return repair_once(run, err);
+}
+
 static int check_all(struct check_run *run, struct qk_error *err)
 {
     if (run->request.flags & QK_OPEN_FORCE_SHARE)
         return check_shared(run, err);
-    int ret = check_once(run, run->fix, err);
-    return ret < 0 ? ret : check_again(run, err);
+    return run->fix && !run->plan ? repair_all(run, err) : check_once(run, run->fix, err);
 }
 
-static int run_check(struct check_run *run)
+static int exit_status(const struct qk_check_result *r)
 {
-    struct qk_error err = {0};
-    int ret = check_all(run, &err);
-    if (ret == -ENOTSUP) {
-        report_error("This image format does not support checks");
-        return STATUS_NONE;
-    }
-    if (ret < 0) {
-        if (run->disk) /* else the message of the failed opening is there */
-            report_failure(&err, "Check failed");
-        return STATUS_FAILED;
-    }
-    const struct qk_check_result *r = &run->result;
-    if (!run->json)
-        print_text(r, run->quiet);
-    else if (!run->quiet)
-        print_json(r, run->disk, run->name);
     if (r->check_errors) {
         fflush(stdout);
         report_error("Check failed");
         return STATUS_FAILED;
     }
     return r->corruptions ? STATUS_CORRUPT : r->leaks ? STATUS_LEAKS : STATUS_OK;
+}
+
+static void print_result(struct check_run *run)
+{
+    const struct qk_check_result *r = &run->result;
+    if (run->json && !run->quiet) {
+        check_json_end_lists(&run->out);
+        print_json(&run->out, r, run->disk, run->name);
+        if (run->undo_saved)
+            json_text(&run->out.json, "undo-file", run->undo);
+        check_json_end(&run->out);
+    } else if (!run->json) {
+        if (run->plan && !r->steps)
+            say(run->quiet, "There is nothing that a repair would do.\n");
+        print_text(r, run->quiet);
+    }
+}
+
+static int run_check(struct check_run *run)
+{
+    struct qk_error err = {0};
+    int ret = check_all(run, &err);
+    progress_end(&run->progress, ret == 0);
+    if (ret == -ENOTSUP && !run->undo_saved) {
+        report_error("This image format does not support checks");
+        return STATUS_NONE;
+    }
+    if (ret < 0) {
+        if (run->disk && err.text[0]) /* else the message is there */
+            report_failure(&err, "Check failed");
+        return STATUS_FAILED;
+    }
+    print_result(run);
+    return exit_status(&run->result);
+}
+
+/* "copies,entries" -> bits; -1 to go on. */
+static int allow_option(const struct opts *opts, unsigned *allow)
+{
+    static const struct {
+        const char *name;
+        unsigned bits;
+    } words[] = {
+        {"copies", QK_ALLOW_COPIES},
+        {"entries", QK_ALLOW_ENTRIES},
+        {"snapshots", QK_ALLOW_SNAPSHOTS},
+        {"bitmaps", QK_ALLOW_BITMAPS},
+        {"lossy", ~0u},
+    };
+    for (size_t n = 0; opts_nth(opts, OPT_ALLOW, n); n++) {
+        const char *at = opts_nth(opts, OPT_ALLOW, n);
+        for (size_t len; *at; at += len + (at[len] == ',')) {
+            size_t i = 0;
+            len = strcspn(at, ",");
+            while (i < sizeof(words) / sizeof(*words) &&
+                   (strlen(words[i].name) != len || strncmp(words[i].name, at, len) != 0))
+                i++;
+            if (i == sizeof(words) / sizeof(*words))
+                return usage_error("Unknown word in --allow: %.*s", (int)len, at);
+            *allow |= words[i].bits;
+        }
+    }
+    return -1;
 }
 
 /* -1 to go on. */
@@ -250,30 +396,58 @@ static int repair_option(const struct opts *opts, unsigned *fix)
     return -1;
 }
 
+static int read_options(struct check_run *run, const struct opts *opts)
+{
+    run->quiet = opts_given(opts, 'q');
+    run->json = opts_json(opts);
+    run->plan = opts_given(opts, OPT_PLAN);
+    run->no_undo = opts_given(opts, OPT_NO_UNDO);
+    run->undo_given = opts_string(opts, OPT_UNDO);
+    run->findings.explain = opts_given(opts, OPT_EXPLAIN);
+    run->findings.plan = run->plan && !run->quiet;
+    int status = repair_option(opts, &run->fix);
+    if (status < 0)
+        status = allow_option(opts, &run->allow);
+    if (status >= 0)
+        return status;
+    if (run->plan && !run->fix)
+        run->fix = QK_FIX_LEAKS | QK_FIX_ERRORS;
+    if (opts->operand_count != 1)
+        return usage_error("Expecting one image file name");
+    if ((run->undo_given || run->allow) && !run->fix)
+        return usage_error("--undo and --allow are about a repair: they need -r or --plan");
+    if (run->undo_given && run->no_undo)
+        return usage_error("--undo and --no-undo contradict each other");
+    status = image_request_from(opts, &run->request);
+    if (status < 0)
+        status = cache_mode_option(opts, 'T', "writeback", &run->request.flags);
+    return status;
+}
+
 int cmd_check(int argc, char **argv)
 {
     OPTS_CLEANUP struct opts opts;
     int status = opts_parse(&desc_check, argc, argv, &opts);
     if (status >= 0)
         return status;
-    struct check_run run = {.quiet = opts_given(&opts, 'q'), .json = opts_json(&opts)};
-    run.findings.explain = opts_given(&opts, OPT_EXPLAIN);
-    status = repair_option(&opts, &run.fix);
-    if (status < 0 && opts.operand_count != 1)
-        status = usage_error("Expecting one image file name");
-    if (status < 0)
-        status = image_request_from(&opts, &run.request);
-    if (status < 0)
-        status = cache_mode_option(&opts, 'T', "writeback", &run.request.flags);
+    struct check_run run = {0};
+    status = read_options(&run, &opts);
     if (status >= 0)
         return status;
     run.request.flags |= QK_OPEN_CHECK | QK_OPEN_NO_BACKING | QK_OPEN_NO_IO;
-    if (run.fix)
+    if (run.fix && !run.plan)
         run.request.flags |= QK_OPEN_RDWR;
     run.name = opts.operand[0];
     if (open_image(run.name, &run.request, &run.disk) < 0)
         return STATUS_FAILED;
+    if (run.json && !run.quiet) {
+        bool own = !strcmp(program_name(), "qcowkit");
+        check_json_begin(&run.out, own || run.plan || run.findings.explain);
+        run.findings.json = &run.out;
+    }
+    progress_begin(&run.progress, &opts, 1.0);
     status = run_check(&run);
     findings_free(&run.findings);
+    text_free(&run.undo);
     return close_image(run.disk) ? STATUS_FAILED : status;
 }

@@ -19,7 +19,7 @@ extern const struct verb img_verbs[];
 
 extern const struct cmd_desc desc_amend, desc_bench, desc_bitmap, desc_check, desc_commit,
     desc_compare, desc_convert, desc_create, desc_dd, desc_info, desc_map, desc_measure,
-    desc_rebase, desc_resize, desc_snapshot;
+    desc_rebase, desc_resize, desc_snapshot, desc_undo;
 
 int cmd_amend(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
@@ -36,5 +36,6 @@ int cmd_measure(int argc, char **argv);
 int cmd_rebase(int argc, char **argv);
 int cmd_resize(int argc, char **argv);
 int cmd_snapshot(int argc, char **argv);
+int cmd_undo(int argc, char **argv);
 
 #endif

@@ -17,5 +17,6 @@ const struct verb img_verbs[] = {
     {&desc_rebase, cmd_rebase},
     {&desc_resize, cmd_resize},
     {&desc_snapshot, cmd_snapshot},
+    {&desc_undo, cmd_undo},
     {NULL, NULL},
 };

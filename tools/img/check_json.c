@@ -1,0 +1,98 @@
+/*
+ * check_json.c - findings and plan as JSON (check_json.h).
+ */
+#include "img/check_json.h"
+
+void check_json_begin(struct check_json *j, bool details)
+{
+    *j = (struct check_json){.json = JSON_PRETTY(stdout), .details = details};
+    json_open(&j->json, NULL, '{');
+}
+
+/* Begins list number `list` (1: findings, 2: plan), after the ones before it. */
+static void open_list(struct check_json *j, unsigned list)
+{
+    static const char *const names[] = {"findings", "plan"};
+    while (j->open < list) {
+        if (j->open)
+            json_close(&j->json, ']');
+        json_open(&j->json, names[j->open++], '[');
+    }
+}
+
+static const char *severity_name(enum qk_severity severity)
+{
+    static const char *const names[] = {"note", "leak", "corruption", "error"};
+    return names[severity];
+}
+
+static const char *repair_name(const struct qk_problem *p)
+{
+    static const char *const names[] = {"none", "safe", "lossy", "ask"};
+    return names[p->repair];
+}
+
+static void maybe_uint(struct json *json, const char *key, uint64_t value)
+{
+    if (value != QK_OFFSET_NONE)
+        json_uint(json, key, value);
+}
+
+void check_json_problem(struct check_json *j, const struct qk_problem *p)
+{
+    if (!j->details || j->open > 1)
+        return;
+    open_list(j, 1);
+    json_open(&j->json, NULL, '{');
+    json_uint(&j->json, "number", p->number);
+    json_text(&j->json, "name", p->name);
+    json_text(&j->json, "structure", p->structure);
+    json_text(&j->json, "text", p->text);
+    json_text(&j->json, "severity", severity_name(p->severity));
+    json_text(&j->json, "repair", repair_name(p));
+    json_bool(&j->json, "repaired", p->repaired);
+    maybe_uint(&j->json, "offset", p->file_off);
+    maybe_uint(&j->json, "guest-offset", p->guest_off);
+    if (p->snapshot)
+        json_text(&j->json, "snapshot", p->snapshot);
+    json_uint(&j->json, "expected", p->expected);
+    json_uint(&j->json, "found", p->found);
+    json_close(&j->json, '}');
+}
+
+void check_json_step(struct check_json *j, const struct qk_plan_step *s)
+{
+    if (!j->details)
+        return;
+    open_list(j, 2);
+    json_open(&j->json, NULL, '{');
+    json_text(&j->json, "action", s->action);
+    json_text(&j->json, "structure", s->structure);
+    json_uint(&j->json, "offset", s->file_off);
+    json_uint(&j->json, "length", s->bytes);
+    json_uint(&j->json, "values", s->count);
+    if (s->has_values) {
+        json_uint(&j->json, "from", s->from);
+        json_uint(&j->json, "to", s->to);
+    }
+    if (s->lost_bytes) {
+        json_uint(&j->json, "lost-guest-offset", s->lost_off);
+        json_uint(&j->json, "lost-guest-length", s->lost_bytes);
+    }
+    json_uint(&j->json, "epoch", s->epoch);
+    json_close(&j->json, '}');
+}
+
+void check_json_end_lists(struct check_json *j)
+{
+    if (!j->details)
+        return;
+    open_list(j, 2);
+    json_close(&j->json, ']');
+}
+
+void check_json_end(struct check_json *j)
+{
+    json_close(&j->json, '}');
+    putchar('\n');
+}

@@ -1,0 +1,24 @@
+/*
+ * check_json.h - the result of a check as one JSON object, written while the check runs, so that
+ * millions of findings take no memory: first `findings`, then `plan`, then what qemu-img prints.
+ */
+#ifndef TOOLS_IMG_CHECK_JSON_H
+#define TOOLS_IMG_CHECK_JSON_H
+
+#include "common/rows.h"
+#include "qcowkit.h"
+
+struct check_json {
+    struct json json;
+    bool details;  /* with findings and plan; else qemu-img's fields only */
+    unsigned open; /* how many of the two lists were begun */
+};
+
+void check_json_begin(struct check_json *j, bool details);
+void check_json_problem(struct check_json *j, const struct qk_problem *p);
+void check_json_step(struct check_json *j, const struct qk_plan_step *s);
+/* Ends the lists. What follows goes into the object; check_json_end closes that. */
+void check_json_end_lists(struct check_json *j);
+void check_json_end(struct check_json *j);
+
+#endif
