@@ -109,7 +109,9 @@ static int lock(struct node *node, struct qk_error *err)
         used |= IO_PERM_WRITE | IO_PERM_RESIZE;
     if (node->flags & QK_OPEN_FORCE_SHARE)
         shared = IO_PERM_ALL;
-    return io_set_perm(&node->data->io, used, shared, err);
+    /* In QEMU's order, which decides what is said of a conflict. */
+    int ret = node->flags & QK_OPEN_FORCE_SHARE ? 0 : io_set_perm(&node->data->io, 0, shared, err);
+    return ret < 0 ? ret : io_set_perm(&node->data->io, used, shared, err);
 }
 
 /* ---- opening ----------------------------------------------------------------------------- */
