@@ -14,6 +14,12 @@
 #define TABLE_MAX   (QCOW2_MAX_REFTABLE_BYTES / sizeof(uint64_t))
 #define WANTED      UINT64_C(1) /* in the new table: a block that has no place yet */
 
+/* Clusters that are looked for in ascending order. */
+struct run_list {
+    struct cluster_run_vec v;
+    size_t at; /* the first run that may matter for what comes next */
+};
+
 struct rewidth {
     struct image *img;
     struct geometry g;            /* the new one */
@@ -22,9 +28,8 @@ struct rewidth {
     uint64_t end;                 /* one past the last block's index */
     struct cluster_run table_run; /* count 0: none yet */
     struct cluster_run spare;     /* reserved for blocks, among `own` */
-    struct cluster_run_vec own;   /* clusters of new blocks; at last with the table, and sorted */
-    struct cluster_run_vec old;   /* of the old structure, sorted */
-    size_t own_at, old_at;        /* the first run that may matter for what is read next */
+    struct run_list own;          /* clusters of new blocks; at last with the table, and sorted */
+    struct run_list old;          /* of the old structure, sorted */
     uint8_t *in;                  /* old blocks from in_first on */
     uint64_t in_first, in_count;  /* in blocks */
     uint8_t *out;                 /* new blocks that will stand together at out_off */
@@ -71,12 +76,12 @@ static int find_old(struct rewidth *w, struct qk_error *err)
         uint64_t off;
         ret = refblock_offset(w->img, i, &off, err);
         if (ret == 0 && off)
-            ret = add_run(&w->old, (struct cluster_run){off >> bits, 1, false}, err);
+            ret = add_run(&w->old.v, (struct cluster_run){off >> bits, 1, false}, err);
     }
     if (ret == 0)
-        ret = add_run(&w->old, (struct cluster_run){t->off >> bits, t->count * 8 >> bits, false},
+        ret = add_run(&w->old.v, (struct cluster_run){t->off >> bits, t->count * 8 >> bits, false},
                       err);
-    sort_runs(&w->old);
+    sort_runs(&w->old.v);
     return ret;
 }
 
@@ -101,14 +106,14 @@ static int load_piece(struct rewidth *w, uint64_t block, struct qk_error *err)
 
 /* Adds `delta` to the counts of clusters [first, first + n) that are in the runs; a count of 0 is
  * not lowered (in a damaged image). */
-static void add_runs(const struct cluster_run_vec *v, size_t *at, uint64_t first, uint64_t n,
-                     int delta, uint64_t *counts)
+static void add_runs(struct run_list *l, uint64_t first, uint64_t n, int delta, uint64_t *counts)
 {
-    while (*at < v->len && v->ptr[*at].first + v->ptr[*at].count <= first)
-        (*at)++;
-    for (size_t i = *at; i < v->len && v->ptr[i].first < first + n; i++) {
-        uint64_t lo = max_u64(v->ptr[i].first, first);
-        uint64_t hi = min_u64(v->ptr[i].first + v->ptr[i].count, first + n);
+    const struct cluster_run *runs = l->v.ptr;
+    while (l->at < l->v.len && runs[l->at].first + runs[l->at].count <= first)
+        l->at++;
+    for (size_t i = l->at; i < l->v.len && runs[i].first < first + n; i++) {
+        uint64_t lo = max_u64(runs[i].first, first);
+        uint64_t hi = min_u64(runs[i].first + runs[i].count, first + n);
         for (uint64_t c = lo; c < hi; c++)
             if (delta > 0 || counts[c - first])
                 counts[c - first] += (uint64_t)(int64_t)delta;
@@ -131,7 +136,7 @@ static int load_counts(struct rewidth *w, uint64_t first, uint64_t n, uint64_t *
     const uint8_t *bytes = w->in + (block - w->in_first) * img->g.cluster_bytes;
     uint64_t index = first & ((UINT64_C(1) << img->g.refblock_bits) - 1);
     refcount_unpack(img->g.refcount_order, bytes, index, n, counts);
-    add_runs(&w->old, &w->old_at, first, n, -1, counts);
+    add_runs(&w->old, first, n, -1, counts);
     return 0;
 }
 
@@ -237,7 +242,7 @@ static int reserve_spare(struct rewidth *w, struct qk_error *err)
     int ret = alloc_reserve_lowest(w->img, w->wanted, &w->spare, err);
     if (ret < 0)
         return ret;
-    ret = add_run(&w->own, w->spare, err);
+    ret = add_run(&w->own.v, w->spare, err);
     if (ret == 0)
         return want_counts(w, w->spare, err);
     alloc_unreserve(w->img, w->spare);
@@ -295,9 +300,9 @@ static int place(struct rewidth *w, struct qk_error *err)
 
 static void unplace(struct rewidth *w)
 {
-    for (size_t i = 0; i < w->own.len; i++) {
-        overlap_forget(w->img, w->own.ptr[i]);
-        alloc_unreserve(w->img, w->own.ptr[i]);
+    for (size_t i = 0; i < w->own.v.len; i++) {
+        overlap_forget(w->img, w->own.v.ptr[i]);
+        alloc_unreserve(w->img, w->own.v.ptr[i]);
     }
     if (w->table_run.count)
         alloc_unreserve(w->img, w->table_run);
@@ -325,7 +330,7 @@ static int build_block(struct rewidth *w, uint64_t index, uint8_t *block, struct
     for (uint64_t i = 0; i < per_block && ret == 0; i += step) {
         uint64_t first = index * per_block + i;
         ret = load_counts(w, first, step, counts, err);
-        add_runs(&w->own, &w->own_at, first, step, 1, counts);
+        add_runs(&w->own, first, step, 1, counts);
         refcount_pack(w->g.refcount_order, block, i, step, counts);
     }
     return ret;
@@ -350,9 +355,9 @@ static int write_blocks(struct rewidth *w, struct qk_error *err)
 {
     const uint64_t half = w->total / 2;
     uint64_t written = 0;
-    int ret = add_run(&w->own, w->table_run, err);
-    sort_runs(&w->own);
-    w->old_at = 0;
+    int ret = add_run(&w->own.v, w->table_run, err);
+    sort_runs(&w->own.v);
+    w->old.at = 0;
     for (uint64_t i = 0; i < w->end && ret == 0; i++) {
         if (!w->table[i])
             continue;
@@ -443,8 +448,8 @@ static int prepare(struct rewidth *w, struct adoption *a, struct qk_error *err)
 static void give_back_old(struct rewidth *w)
 {
     struct image *img = w->img;
-    for (size_t i = 0; i < w->old.len; i++) {
-        const struct cluster_run *run = &w->old.ptr[i];
+    for (size_t i = 0; i < w->old.v.len; i++) {
+        const struct cluster_run *run = &w->old.v.ptr[i];
         overlap_forget(img, *run);
         if (img->opts.discard_to_file)
             io_discard(img->file, run->first << img->g.cluster_bits,
@@ -457,7 +462,7 @@ static void adopt(struct rewidth *w, struct adoption *a)
 {
     struct image *img = w->img;
     struct reftable *t = &img->reftable;
-    const struct cluster_run *last = &w->own.ptr[w->own.len - 1];
+    const struct cluster_run *last = &w->own.v.ptr[w->own.v.len - 1];
     cache_drop(&img->refcounts);
     free(t->entries);
     t->entries = TAKE(a->entries);
@@ -492,8 +497,8 @@ static int begin(struct rewidth *w, struct image *img, unsigned order, struct qk
 
 static void end(struct rewidth *w)
 {
-    cluster_run_vec_free(&w->own);
-    cluster_run_vec_free(&w->old);
+    cluster_run_vec_free(&w->own.v);
+    cluster_run_vec_free(&w->old.v);
     free(w->table);
     free(w->in);
     free(w->out);

@@ -173,7 +173,8 @@ static void run_shrink(struct recorder *rec)
             rec_flush(rec);
         uint64_t size =
             512 * (uint64_t)(1 + rec_random(rec, (uint32_t)(rec->model.max_bytes / 512)));
-        rec_resize(rec, size, i % 6 == 3 && !rec->backing ? QK_PREALLOC_METADATA : QK_PREALLOC_OFF);
+        rec_resize(rec, size,
+                   i % 6 == 3 && !rec->backing ? QK_PREALLOC_METADATA : QK_PREALLOC_OFF);
     }
     rec_flush(rec);
 }
@@ -304,10 +305,9 @@ static void run_snapshot_shrink(struct recorder *rec)
         for (uint32_t n = rec_random(rec, 5); n; n--)
             change_something(rec);
         snapshot_something(rec);
+        uint32_t most = (uint32_t)(rec->model.max_bytes / 512);
         if (i % 2)
-            rec_resize(rec,
-                       512 * (uint64_t)(1 + rec_random(rec, (uint32_t)(rec->model.max_bytes / 512))),
-                       QK_PREALLOC_OFF);
+            rec_resize(rec, 512 * (uint64_t)(1 + rec_random(rec, most)), QK_PREALLOC_OFF);
     }
     rec_flush(rec);
 }

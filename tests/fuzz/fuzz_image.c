@@ -1,6 +1,7 @@
 /*
  * fuzz_image.c - takes bytes as an image and does with them what a user would: open, map, read,
- * check; then write to a copy, repair another, and take and drop snapshots in a third. Relies on
+ * check; then write to a copy, give another another shape, repair one, and take and drop snapshots
+ * in one more. Relies on
  * the memory store only, so nothing outside is touched. Linked with libFuzzer, or with driver.c as
  * a plain test.
  *
@@ -17,6 +18,7 @@
 #include <string.h>
 
 enum { MAX_INPUT = 1 << 20, MAX_EXTENTS = 200, READ_BYTES = 1 << 16, GROWTH = 4 << 20 };
+#define SHAPE_MAX (UINT64_C(1) << 32) /* larger disks are not preallocated */
 
 /* Of the corpus' encrypted images. */
 static const struct image_secret secret = {"s", (const uint8_t *)"abc", 3};
@@ -146,6 +148,33 @@ static void write_pass(const uint8_t *data, size_t size)
         image_writev(o.img, guest_off(0), &iov, 1, QK_WRITE_COMPRESSED, NULL);
         iov.iov_len = sizeof(bytes);
         image_writev(o.img, guest_off(end / 2), &iov, 1, 0, NULL);
+        image_flush(o.img, NULL);
+    }
+    close_bytes(&o);
+}
+
+/* Another shape: sizes, refcount widths, versions; each may be refused. */
+static void shape_pass(const uint8_t *data, size_t size)
+{
+    const struct image_options opts = {
+        .writable = true, .lazy_refcounts = -1, .overlap = OVERLAP_CACHED, .secret = &secret};
+    static const struct amend_params params[] = {
+        {.refcount_bits = 64, .lazy_refcounts = -1},
+        {.refcount_bits = 1, .lazy_refcounts = 1},
+        {.version = 3, .refcount_bits = 16, .lazy_refcounts = 0},
+        {.version = 2, .lazy_refcounts = -1},
+    };
+    struct opened o;
+
+    if (!open_bytes(&o, data, size, &opts))
+        return;
+    uint64_t end = image_size(o.img);
+    if (!image_needs_repair(o.img) && end < SHAPE_MAX) {
+        for (size_t i = 0; i < sizeof(params) / sizeof(*params); i++)
+            image_amend(o.img, &params[i], NULL);
+        image_resize(o.img, end / 2 / 512 * 512, QK_PREALLOC_OFF, QK_RESIZE_SHRINK, NULL);
+        image_discard(o.img, guest_off(0), image_size(o.img), NULL);
+        image_resize(o.img, end + 4096, QK_PREALLOC_METADATA, 0, NULL);
         image_flush(o.img, NULL);
     }
     close_bytes(&o);
@@ -308,6 +337,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     read_pass(data, size);
     check_pass(data, size);
     write_pass(data, size);
+    shape_pass(data, size);
     repair_pass(data, size);
     bitmap_pass(data, size);
     snapshot_pass(data, size);

@@ -5,6 +5,8 @@
  */
 #include "check_test.h"
 
+#include <unistd.h>
+
 #define IMAGE_CLUSTERS 64u
 
 static struct image *open_to_write(struct qk_io *io)
@@ -285,6 +287,55 @@ static void shrink_damaged(void)
     io_close(io, NULL);
 }
 
+/* ---- the public call ---- */
+
+static const char *description_of(const char *key)
+{
+    size_t count;
+    const struct qk_option_desc *list = qk_amend_options("qcow2", &count);
+    for (size_t i = 0; list && i < count; i++)
+        if (!strcmp(list[i].name, key))
+            return list[i].help;
+    return NULL;
+}
+
+static int amend_file(const char *name, const char *option, unsigned flags, struct qk_error *err)
+{
+    const char *list[] = {option, NULL};
+    struct qk_open_options how = QK_OPEN_OPTIONS_INIT;
+    struct qk_amend_settings settings = QK_AMEND_SETTINGS_INIT;
+    struct qk_disk *disk = NULL;
+    how.flags = QK_OPEN_RDWR;
+    settings.flags = flags;
+    if (!CHECK_OK(qk_disk_open(name, &how, &disk, err)))
+        return -EIO;
+    int ret = qk_disk_amend(disk, list, &settings, err);
+    CHECK(qk_disk_size(disk) % 512 == 0);
+    CHECK_OK(qk_disk_close(disk, NULL));
+    return ret;
+}
+
+static void public_call(void)
+{
+    struct qk_error err;
+    char name[] = "/tmp/qcowkit-amend.XXXXXX";
+    int fd = mkstemp(name);
+    CHECK(fd >= 0);
+    close(fd);
+    CHECK_OK(qk_create(name, "qcow2", (const char *[]){"size=8M", NULL}, &err));
+    CHECK_OK(amend_file(name, "refcount_bits=2", 0, &err));
+    CHECK_OK(amend_file(name, "size=16M", 0, &err));
+    CHECK_ERR(amend_file(name, "size=1M", 0, &err), -EINVAL);
+    CHECK_OK(amend_file(name, "size=1M", QK_AMEND_FORCE, &err));
+    CHECK_ERR(amend_file(name, "cluster_size=4k", 0, &err), -EINVAL);
+    CHECK(strstr(err.text, "only supported for image creation") != NULL);
+    CHECK_ERR(amend_file(name, "compat=0.10", 0, &err), -ENOTSUP);
+    CHECK(description_of("refcount_bits") != NULL);
+    CHECK(description_of("cluster_size") == NULL);
+    CHECK(qk_amend_options("raw", &(size_t){0}) == NULL);
+    unlink(name);
+}
+
 int main(void)
 {
     static const uint32_t sizes[] = {9, 10, 12, 16, 21};
@@ -303,5 +354,6 @@ int main(void)
     no_room();
     canceled();
     shrink_damaged();
+    public_call();
     return TEST_SUMMARY();
 }
