@@ -43,8 +43,7 @@ static struct trace_entry *new_entry(struct trace_store *t, enum trace_kind kind
         qk_fail_nomem(err);
         return NULL;
     }
-    *entry = (struct trace_entry){
-        .kind = kind, .store = t->number, .data = (uint8_t *)(entry + 1)};
+    *entry = (struct trace_entry){.kind = kind, .store = t->number, .data = (uint8_t *)(entry + 1)};
     return entry;
 }
 

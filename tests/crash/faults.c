@@ -45,8 +45,8 @@ struct settings {
 struct tally {
     const struct workload *w;
     const struct settings *settings;
-    size_t events, runs; /* the first events * EVENT_VARIANTS runs are by event, */
-    uint64_t requests;   /* then come those by request, then those by allocation */
+    size_t events, runs;     /* the first events * EVENT_VARIANTS runs are by event, */
+    uint64_t requests;       /* then come those by request, then those by allocation */
     uint64_t image_requests; /* of these; the others go to the data file */
     uint64_t allocations;
     atomic_size_t next, hit, passed, failed;
@@ -219,8 +219,7 @@ static bool survives_crashes(struct run *run)
     for (unsigned i = 0; i < run->tally->settings->states && good; i++) {
         random = random * 6364136223846793005u + 1442695040888963407u;
         struct state state = {(size_t)(random >> 33) % (history.changes.len + 1), random | 1};
-        struct verify_options opts =
-            judge(run, model_moment(&run->stage.rec.model, state.changes));
+        struct verify_options opts = judge(run, model_moment(&run->stage.rec.model, state.changes));
         struct qk_io *stores[STORES];
         builder_init(&b, &history);
         if (builder_make_both(&b, state, stores) < 0)

@@ -11,9 +11,9 @@
 struct stage {
     struct recorder rec;
     struct qk_io *trace;
-    struct qk_io *fault; /* NULL: none; else it is rec.file */
+    struct qk_io *fault;      /* NULL: none; else it is rec.file */
     struct qk_io *data_fault; /* the same of a data file */
-    uint8_t *initial;    /* the file before the log begins */
+    uint8_t *initial;         /* the file before the log begins */
     size_t initial_len;
     struct content initial_data; /* bytes NULL: there is no data file */
 };

@@ -21,8 +21,8 @@ struct content {
 
 /* A log, and the files before it. */
 struct history {
-    struct change_vec changes;     /* writes made of whole sectors; owns the data */
-    size_t *stable;                /* [n]: changes below it are stable after the first n */
+    struct change_vec changes;    /* writes made of whole sectors; owns the data */
+    size_t *stable;               /* [n]: changes below it are stable after the first n */
     size_t *store_stable[STORES]; /* the same for the changes of one store */
     struct content initial[STORES];
 };

@@ -6,8 +6,8 @@
 
 #include "common/open.h"
 
-/* The target is a file of the chain of the source, or a data file there: true after saying so. Where
- * no lock would tell. */
+/* The target is a file of the chain of the source, or a data file there: true after saying so.
+ * Where no lock would tell. */
 bool source_is_target(struct qk_disk *source, const char *target);
 
 #endif
