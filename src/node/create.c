@@ -277,11 +277,28 @@ static void tune_file(const struct create_plan *plan, const char *name)
     }
 }
 
+/* A file that exists keeps its content when it cannot become so long: what is to come behind its
+ * end is made there first, and taken away again. */
+static int rehearse_raw(struct qk_io *file, const struct create_params *params, struct qk_error *err)
+{
+    uint64_t old;
+    enum qk_prealloc mode =
+        params->prealloc == QK_PREALLOC_FULL ? QK_PREALLOC_FALLOC : params->prealloc;
+    int ret = io_size(file, &old, err);
+    if (ret < 0 || !old || params->size_bytes <= old)
+        return ret;
+    ret = io_resize(file, params->size_bytes, mode, err);
+    int back = io_resize(file, old, QK_PREALLOC_OFF, ret < 0 ? NULL : err);
+    return ret < 0 ? ret : back;
+}
+
 static int make_raw(struct qk_io *file, const struct create_params *params, struct qk_error *err)
 {
     uint64_t size;
     if (file->can_grow) {
-        int ret = io_resize(file, 0, QK_PREALLOC_OFF, err);
+        int ret = rehearse_raw(file, params, err);
+        if (ret == 0)
+            ret = io_resize(file, 0, QK_PREALLOC_OFF, err);
         return ret < 0 ? ret : io_resize(file, params->size_bytes, params->prealloc, err);
     }
     int ret = io_size(file, &size, err);
