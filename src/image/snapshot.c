@@ -57,8 +57,10 @@ static int begin(struct op *op, struct qk_error *err)
     op->r.l1 = copy_l1(img->l1, img->l1_count, 0);
     if (ret == 0 && !op->r.l1)
         ret = qk_fail_nomem(err);
-    if (ret < 0)
+    if (ret < 0) {
+        free(TAKE(op->r.l1));
         image_thaw(img);
+    }
     return ret;
 }
 
