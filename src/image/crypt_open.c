@@ -77,6 +77,15 @@ static int unlock_aes(struct image *img, struct qk_error *err)
     return ret;
 }
 
+/* A check needs no key, but takes one that is given; guest I/O is not for those who have none. */
+static bool wants_key(const struct image *img)
+{
+    const struct image_secret *secret = img->opts.secret;
+    bool given = secret && secret->id;
+    bool readable = img->luks || img->h.crypt_method == CRYPT_AES;
+    return !img->opts.describe && (!img->opts.for_check || (given && readable));
+}
+
 int crypt_open(struct image *img, struct qk_error *err)
 {
     int ret = 0;
@@ -94,8 +103,7 @@ int crypt_open(struct image *img, struct qk_error *err)
         if (img->opts.for_check && ret != -ENOMEM)
             ret = 0;
     }
-    if (ret < 0 || !image_is_encrypted(img) || img->crypt || img->opts.for_check ||
-        img->opts.describe)
+    if (ret < 0 || !image_is_encrypted(img) || img->crypt || !wants_key(img))
         return ret;
     if (img->opts.unlocked && img->opts.unlocked->crypt)
         return crypt_clone(img->opts.unlocked->crypt, &img->crypt, err);

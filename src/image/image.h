@@ -53,8 +53,8 @@ struct image_options {
     int compression_level;         /* of what is written compressed; 0: the default */
     struct qk_io *data;            /* external data file, borrowed; NULL: there is none, or it
                                       comes with image_set_data */
-    const struct image_secret *secret; /* of an encrypted image; looked at while it is opened, and
-                                          not at all with for_check or describe */
+    const struct image_secret *secret;   /* of an encrypted image; looked at while it is opened;
+                                          needless with for_check, ignored with describe */
     const struct image *unlocked;      /* the same image, open already: its key serves */
     const struct snapshot_key *snapshot; /* borrowed for the call: shows that one instead of the
                                             active state, read-only; NULL: none */

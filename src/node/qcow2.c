@@ -19,6 +19,7 @@
 static int repair_dirty(struct node *node, struct image_options opts, struct qk_error *err)
 {
     opts.for_check = true;
+    opts.secret = NULL; /* a repair can do without, and deriving keys takes time */
     int ret = image_open(&node->file->io, &opts, &node->image, err);
     if (ret < 0)
         return ret;
