@@ -193,7 +193,8 @@ QK_API int qk_disk_write_zeroes(struct qk_disk *disk, uint64_t off, uint64_t len
 
 /*
  * Says that the range's content is not needed; whole clusters are freed and read as zero (version
- * 2 images with a backing file keep them). A hint: partial clusters are left alone. MT-safe.
+ * 2 images with a backing file keep them). A hint: partial clusters are left alone, but for whole
+ * subclusters, which read as zero. MT-safe.
  */
 QK_API int qk_disk_discard(struct qk_disk *disk, uint64_t off, uint64_t len, struct qk_error *err);
 
