@@ -15,7 +15,9 @@ static int fill_run(struct image *img, struct cluster_run run, enum qk_prealloc 
                     struct qk_error *err)
 {
     uint64_t off = run.first << img->g.cluster_bits, len = run.count << img->g.cluster_bits, size;
-    bool written = !run.fresh || prealloc == QK_PREALLOC_FULL;
+    /* Old bytes of an encrypted image are below a zero flag. */
+    bool hidden = image_is_encrypted(img) && prealloc == QK_PREALLOC_METADATA;
+    bool written = (!run.fresh && !hidden) || prealloc == QK_PREALLOC_FULL;
     if (img->g.data_file) /* data_grow has seen to it */
         return 0;
     int ret = written || prealloc == QK_PREALLOC_FALLOC ? overlap_check(img, 0, off, len, err) : 0;
@@ -82,11 +84,12 @@ static int write_tables(const struct bulk *b, struct qk_error *err)
     if (!buf)
         return qk_fail_nomem(err);
     memset(buf, 0, bytes);
+    const uint64_t flags = ENTRY_COPIED | (image_is_encrypted(img) ? ENTRY_ZERO : 0);
     uint8_t *at = buf;
     for (size_t i = 0; i < b->data.len; i++) {
         uint64_t host = b->data.ptr[i].first << img->g.cluster_bits;
         for (uint64_t k = 0; k < b->data.ptr[i].count; k++, at += 8)
-            store_be64(at, (host + (k << img->g.cluster_bits)) | ENTRY_COPIED);
+            store_be64(at, (host + (k << img->g.cluster_bits)) | flags);
     }
     cache_forget(&b->img->l2, off, bytes);
     int ret = overlap_check(b->img, 0, off, bytes, err);

@@ -135,7 +135,8 @@ int rec_snapshot_rename(struct recorder *rec, size_t index)
 static bool hash_one(struct qk_io *file, struct qk_io *backing, const char *id, uint64_t *hash)
 {
     const struct snapshot_key key = {.id = id};
-    const struct image_options opts = {.snapshot = &key, .l2_cache_bytes = 64 << 10};
+    const struct image_options opts = {
+        .snapshot = &key, .l2_cache_bytes = 64 << 10, .secret = &workload_secret};
     struct image *img = NULL;
     if (image_open(file, &opts, &img, NULL) < 0)
         return false;
@@ -152,7 +153,7 @@ static bool hash_one(struct qk_io *file, struct qk_io *backing, const char *id, 
 bool recorder_verify_snapshots(struct qk_io *file, struct qk_io *backing, const struct model *m,
                                struct moment at, char text[MODEL_TEXT])
 {
-    const struct image_options opts = {.l2_cache_bytes = 64 << 10};
+    const struct image_options opts = {.l2_cache_bytes = 64 << 10, .secret = &workload_secret};
     struct snapshot_vec list = {0};
     struct image *img = NULL;
     uint64_t hash = 0;

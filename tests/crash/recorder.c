@@ -71,6 +71,7 @@ static int open_image(struct recorder *rec, bool for_check)
     struct image_options opts = rec->w->options;
     opts.writable = true;
     opts.for_check = for_check;
+    opts.secret = &workload_secret;
     opts.data = rec->data;
     opts.l2_cache_bytes = opts.l2_cache_bytes ? opts.l2_cache_bytes : 64 << 10;
     opts.refcount_cache_bytes = opts.refcount_cache_bytes ? opts.refcount_cache_bytes : 64 << 10;

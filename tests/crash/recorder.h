@@ -41,6 +41,7 @@ struct workload {
 };
 extern const struct workload workloads[];
 extern const size_t workload_count;
+extern const struct image_secret workload_secret; /* of encrypted images */
 extern uint32_t workload_salt; /* added to all seeds: other runs of the same workloads */
 
 struct recorder {

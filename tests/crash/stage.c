@@ -73,6 +73,7 @@ static int make_damaged(struct stage *stage, struct qk_io *mem)
     struct image *img = NULL;
     uint8_t *bytes = malloc(len);
     options.writable = true;
+    options.secret = &workload_secret;
     int ret = image_open(mem, &options, &img, NULL);
     if (ret < 0 || !bytes)
         abort();
@@ -138,8 +139,8 @@ static int open_data(struct stage *stage, bool with_fault)
 {
     struct recorder *rec = &stage->rec;
     struct qk_io *trace = NULL;
-    int ret = io_mem_open(stage->initial_data.bytes, stage->initial_data.len, 0, &rec->data_mem,
-                          NULL);
+    int ret =
+        io_mem_open(stage->initial_data.bytes, stage->initial_data.len, 0, &rec->data_mem, NULL);
     if (ret == 0)
         ret = io_trace_open_beside(rec->data_mem, stage->trace, 1, &trace, NULL);
     rec->data = trace;

@@ -37,6 +37,7 @@ static struct image *open_image(struct verification *v, bool writable)
         .refcount_cache_bytes = 64 << 10,
         .lazy_refcounts = -1,
         .overlap = OVERLAP_CACHED,
+        .secret = &workload_secret,
     };
     struct image *img = NULL;
     struct qk_error err = {0};
@@ -124,8 +125,8 @@ static bool raw_is_the_disk(struct verification *v, struct image *img)
     uint64_t at = 0;
     while (at < size && disk[at] == raw[at])
         at++;
-    return at == size || no(v, "the raw data file differs from the disk at %llu",
-                            (unsigned long long)at);
+    return at == size ||
+           no(v, "the raw data file differs from the disk at %llu", (unsigned long long)at);
 }
 
 static bool look(struct verification *v, const char *when)
@@ -140,9 +141,9 @@ static bool look(struct verification *v, const char *when)
         (v->opts->unborn || recorder_verify(img, v->opts->model, v->opts->at, v->text) == 0) &&
         raw_is_the_disk(v, img);
     image_abandon(img);
-    return good && (v->opts->unborn ||
-                    recorder_verify_snapshots(v->mem, v->opts->backing, v->opts->model, v->opts->at,
-                                              v->text));
+    return good &&
+           (v->opts->unborn || recorder_verify_snapshots(v->mem, v->opts->backing, v->opts->model,
+                                                         v->opts->at, v->text));
 }
 
 /* ---- what happens next ---- */
@@ -222,7 +223,12 @@ static bool ask_oracle(struct verification *v)
     int fd = mkstemp(name);
     bool written = fd >= 0 && write(fd, bytes, len) == (ssize_t)len;
     close(fd);
-    const char *const argv[] = {v->opts->oracle, "check", "-q", "-f", "qcow2", name, NULL};
+    char image[sizeof(name) + 64], secret[64];
+    snprintf(secret, sizeof(secret), "secret,id=s,data=%.*s", (int)workload_secret.len,
+             (const char *)workload_secret.data);
+    snprintf(image, sizeof(image), "driver=qcow2,encrypt.key-secret=s,file.filename=%s", name);
+    const char *const argv[] = {v->opts->oracle, "check",        "-q",  "--object",
+                                secret,          "--image-opts", image, NULL};
     int status = written ? run_quietly(argv) : -1;
     unlink(name);
     return status == 0 || status == 3 || no(v, "qemu-img check exits with %d", status);
