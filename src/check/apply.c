@@ -1,5 +1,5 @@
 /*
- * apply.c - the plan's writes in place: entries whose repair needs no decision, and refcounts. Each
+ * apply.c - the plan's writes in place: entries that are corrected or given up, and refcounts. Each
  * step is safe on its own (INV-8): dropped entries are stable before the refcounts that they
  * justified go down, and refcounts go up before any goes down (INV-1). Only blocks that nothing
  * else uses are written (INV-6).
@@ -13,38 +13,86 @@
 
 /* ---- entries ---- */
 
-static int stray_words(struct check *c, const uint64_t *words, size_t n, const struct root *piece,
-                       struct qk_error *err)
+/* The entry without what is wrong with it and may be repaired; *gone: it names nothing any more. */
+static uint64_t l1_edited(const struct check *c, uint64_t raw, const struct l1_verdict *v,
+                          bool *gone)
 {
-    static const uint64_t zero;
-    for (size_t i = 0; i < n; i++) {
-        if (!words[i] || l1_entry_host(words[i]))
+    *gone = false;
+    for (unsigned i = 0; i < v->problem_count; i++) {
+        if (!problem_fixable(c->opts, v->problems[i]))
             continue;
-        uint64_t off = piece->off + i * 8;
-        const struct finding f = {PROBLEM_L1_STRAY, off, QK_OFFSET_NONE, 0, words[i]};
-        uint64_t index = (off - c->h->l1_off) / 8;
-        /* Other users of this cluster would see the write too. */
-        if (refmap_count(&c->refs, off >> c->g->cluster_bits) > piece->times) {
-            sink_declined(&c->sink, &f, index, words[i]);
-            continue;
-        }
-        static const struct step what = {.action = "clear stray flags", .structure = "L1 table"};
-        const struct plan_bytes bytes = {off, &zero, sizeof(zero)};
-        int ret = plan_write(c, &what, &bytes, err);
-        if (ret < 0)
-            return ret;
-        sink_repaired(&c->sink, &f, index, words[i]);
-        if (index < c->l1_entries)
-            c->l1[index] = 0;
+        if (v->problems[i] == PROBLEM_L1_RESERVED)
+            raw &= ~L1_RESERVED_MASK;
+        else if (v->problems[i] != PROBLEM_L1_STRAY)
+            *gone = true;
+        else
+            raw = 0;
     }
-    return 0;
+    return *gone ? 0 : raw;
+}
+
+static void l1_announce(struct check *c, const struct finding *f, uint64_t index, bool repaired)
+{
+    uint64_t args[2] = {l1_entry_host(f->found), c->g->cluster_bytes};
+    if (f->id == PROBLEM_L1_RESERVED)
+        args[0] = f->found;
+    if (f->id == PROBLEM_L1_STRAY) {
+        args[0] = index;
+        args[1] = f->found;
+    }
+    if (repaired)
+        sink_repaired(&c->sink, f, args[0], args[1]);
+    else
+        sink_declined(&c->sink, f, args[0], args[1]);
+}
+
+static int l1_word_edit(struct check *c, uint64_t off, uint64_t raw, uint64_t users,
+                        struct qk_error *err)
+{
+    struct l1_verdict v = l1_judge(c, raw);
+    uint64_t index = (off - c->h->l1_off) / 8,
+             each = (uint64_t)c->g->l2_entries << c->g->cluster_bits;
+    bool active = off >= c->h->l1_off && index < c->l1_entries, gone;
+    uint64_t new = l1_edited(c, raw, &v, &gone);
+    if (new == raw)
+        return 0;
+    /* Other users of this cluster would see the write too. */
+    bool alone = refmap_count(&c->refs, off >> c->g->cluster_bits) <= users;
+    for (unsigned i = 0; i < v.problem_count; i++) {
+        const struct finding f = {v.problems[i], off, active ? index * each : QK_OFFSET_NONE, new,
+                                  raw};
+        if (problem_fixable(c->opts, f.id))
+            l1_announce(c, &f, index, alone);
+    }
+    if (!alone)
+        return 0;
+    if (active)
+        c->l1[index] = new;
+    const struct step what = {.action = gone ? "clear entry" : "clear stray flags",
+                              .structure = "L1 table",
+                              .lost_off = active ? index * each : QK_OFFSET_NONE,
+                              .lost_bytes = gone ? each : 0};
+    new = htobe64(new);
+    const struct plan_bytes bytes = {off, &new, sizeof(new)};
+    return plan_write(c, &what, &bytes, err);
+}
+
+static int edit_words(struct check *c, const uint64_t *words, size_t n, const struct root *piece,
+                      struct qk_error *err)
+{
+    int ret = 0;
+    for (size_t i = 0; ret == 0 && i < n; i++) {
+        if (words[i])
+            ret = l1_word_edit(c, piece->off + i * 8, words[i], piece->times, err);
+    }
+    return ret;
 }
 
 static int edit_l1(struct check *c, struct qk_error *err)
 {
     uint64_t active[] = {c->h->l1_off, (uint64_t)c->l1_entries * 8};
     struct u64_vec ranges = {active, 2, 2};
-    struct sweep sweep = {&ranges, PROBLEM_L1_UNREADABLE, stray_words};
+    struct sweep sweep = {&ranges, PROBLEM_L1_UNREADABLE, edit_words};
     int ret = sweep_ranges(c, &sweep, err);
     sweep.ranges = &c->snapshot_l1;
     return ret < 0 ? ret : sweep_ranges(c, &sweep, err);
@@ -71,7 +119,10 @@ int apply_edits(struct check *c, struct qk_error *err)
     static const struct {
         enum action action;
         int (*edit)(struct check *c, struct qk_error *err);
-    } edits[] = {{ACT_EDIT_HEADER, header_edit}, {ACT_EDIT_L1, edit_l1}, {ACT_EDIT_L2, edit_l2}};
+    } edits[] = {{ACT_EDIT_HEADER, header_edit},
+                 {ACT_DROP_BITMAPS, bitmaps_drop},
+                 {ACT_EDIT_L1, edit_l1},
+                 {ACT_EDIT_L2, edit_l2}};
     bool any = false;
     for (size_t i = 0; i < ARRAY_SIZE(edits); i++) {
         if (!(c->actions & edits[i].action))
@@ -139,6 +190,11 @@ static int apply_blocks(struct check *c, bool raise, struct qk_error *err)
             return ret;
     }
     return plan_barrier(c, err);
+}
+
+int refcounts_lower(struct check *c, struct qk_error *err)
+{
+    return apply_blocks(c, false, err);
 }
 
 int apply_refcounts(struct check *c, struct qk_error *err)

@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "check/internal.h"
+#include "format/bitmap.h"
 
 #define EXTENSION_BYTES     24u
 #define ENTRY_HEAD_BYTES    24u
@@ -36,10 +37,21 @@ static int table_words(struct check *c, const uint64_t *words, size_t n, const s
             sink_found(&c->sink, &f, words[i]);
             continue;
         }
-        if (refmap_add(&c->refs, span, piece->times, 0) < 0)
+        if (!c->bitmaps_dry && refmap_add(&c->refs, span, piece->times, 0) < 0)
             return qk_fail_nomem(err);
     }
     return 0;
+}
+
+/* With an entry that makes no sense the image is not opened for writing, here or by qemu. */
+static void note_fault(struct check *c, const uint8_t *p, size_t left)
+{
+    const struct bitmap_bounds bounds = {c->g->cluster_bytes, c->h->size_bytes, c->file_bytes};
+    struct bitmap_entry entry;
+    const char *fault =
+        bitmap_entry_decode(p, left, &entry) ? bitmap_entry_fault(&entry, &bounds) : NULL;
+    if (fault)
+        directory_damaged(c, load_be64(p), fault);
 }
 
 /* Notes the table that the entry at `p` names; returns the entry's length, 0 when it is damaged. */
@@ -60,6 +72,7 @@ static size_t entry_note(struct check *c, const uint8_t *p, size_t left, struct 
     }
     if (u64_vec_append(tables, off) < 0 || u64_vec_append(tables, table_bytes) < 0)
         return 0;
+    note_fault(c, p, left);
     return bytes;
 }
 
@@ -83,14 +96,14 @@ static int directory_collect(struct check *c, uint64_t off, uint64_t bytes, uint
         }
     }
     const struct sweep sweep = {&tables, PROBLEM_BITMAP_UNREADABLE, table_words};
-    int ret = cover_ranges(c, &tables, err);
+    int ret = c->bitmaps_dry ? 0 : cover_ranges(c, &tables, err);
     if (ret == 0)
         ret = sweep_ranges(c, &sweep, err);
     u64_vec_free(&tables);
     return ret;
 }
 
-int bitmaps_collect(struct check *c, struct qk_error *err)
+static int look(struct check *c, struct qk_error *err)
 {
     const struct header_extension *ext =
         header_extensions_find(image_extensions(c->img), HEXT_BITMAPS);
@@ -107,6 +120,42 @@ int bitmaps_collect(struct check *c, struct qk_error *err)
         directory_damaged(c, off, "its place or size is impossible");
         return 0;
     }
-    int ret = count_inside(c, off, bytes, err);
+    int ret = c->bitmaps_dry ? 0 : count_inside(c, off, bytes, err);
     return ret < 0 ? ret : directory_collect(c, off, bytes, count, err);
+}
+
+static bool damage_seen(const struct check *c)
+{
+    return c->sink.seen[PROBLEM_BITMAP_DIRECTORY] || c->sink.seen[PROBLEM_BITMAP_TABLE] ||
+           c->sink.seen[PROBLEM_BITMAP_ENTRY];
+}
+
+/* Bitmaps that will be dropped do not count. */
+int bitmaps_collect(struct check *c, struct qk_error *err)
+{
+    if (problem_fixable(c->opts, PROBLEM_BITMAP_DIRECTORY)) {
+        c->bitmaps_dry = true;
+        int ret = look(c, err);
+        c->bitmaps_dry = false;
+        if (ret < 0 || damage_seen(c))
+            return ret;
+    }
+    return look(c, err);
+}
+
+/* Without its bit the extension means nothing: all bitmaps are gone, and their clusters free. */
+int bitmaps_drop(struct check *c, struct qk_error *err)
+{
+    uint8_t field[8];
+    int ret = io_read(c->file, HEADER_AUTOCLEAR_OFF, field, sizeof(field), err);
+    if (ret < 0)
+        return ret;
+    store_be64(field, load_be64(field) & ~(uint64_t)AUTOCLEAR_BITMAPS);
+    static const struct step what = {.action = "drop the bitmaps", .structure = "header"};
+    const struct plan_bytes bytes = {HEADER_AUTOCLEAR_OFF, field, sizeof(field)};
+    sink_message(&c->sink, "Dropping the bitmaps of the image");
+    sink_settle(&c->sink, PROBLEM_BITMAP_DIRECTORY);
+    sink_settle(&c->sink, PROBLEM_BITMAP_TABLE);
+    sink_settle(&c->sink, PROBLEM_BITMAP_ENTRY);
+    return plan_write(c, &what, &bytes, err);
 }

@@ -52,6 +52,7 @@ static void check_release(struct check *c)
     u64_vec_free(&c->snapshot_l1);
     u64_vec_free(&c->reftable);
     step_vec_free(&c->steps);
+    user_vec_free(&c->users);
     io_close(c->stage, NULL);
     pthread_mutex_destroy(&c->lock);
 }
@@ -91,6 +92,7 @@ static int repair_refcounts(struct check *c, struct qk_error *err)
             return ret;
         sink_message(&c->sink, "No room for a new refcount structure: repairing the old one");
         c->actions = (c->actions & ~(unsigned)ACT_REBUILD) | ACT_RAISE;
+        copies_forget(c);
     }
     return apply_refcounts(c, err);
 }
@@ -113,7 +115,8 @@ static int clear_bits(struct check *c, struct qk_error *err)
 static int repair(struct check *c, struct qk_error *err)
 {
     static int (*const parts[])(struct check *, struct qk_error *) = {
-        apply_edits, repair_refcounts, copied_run, plan_barrier, clear_bits,
+        apply_edits, copies_place, repair_refcounts, copies_link,
+        copied_run,  plan_barrier, clear_bits,
     };
     int ret = io_stage_open(c->file, &c->stage, err);
     if (ret < 0)

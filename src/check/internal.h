@@ -62,6 +62,13 @@ struct step {
 };
 DEFINE_VECTOR(step_vec, struct step)
 
+/* An active L2 entry whose cluster has more users than its refcount says. */
+struct cluster_user {
+    uint64_t cluster, copy; /* copy 0: it keeps the cluster */
+    uint32_t table, index;  /* of check.tables; the entry in it */
+};
+DEFINE_VECTOR(user_vec, struct cluster_user)
+
 enum block_state {
     BLOCK_NONE = 0, /* no block: every refcount in its range is zero */
     BLOCK_GOOD,
@@ -112,8 +119,12 @@ struct check {
     uint64_t highest;        /* one more than the highest cluster in use */
     struct block_cache_slot cache[BLOCK_CACHE_SLOTS];
 
-    unsigned actions;      /* what is to be done: enum action */
+    unsigned actions; /* what is to be done: enum action */
+    bool bitmaps_dry; /* bitmaps are looked at, and not counted */
+    bool spare; /* free clusters may belong to what was given up: new ones go behind the end */
     struct step_vec steps; /* the plan: how */
+    struct user_vec users; /* those that get copies, and who shares with them */
+    uint64_t copy_from;    /* no free cluster before this one */
     unsigned epoch;
     bool no_growth;   /* the file was found to have no room to grow */
     bool out_of_room; /* found out just now */
@@ -172,6 +183,14 @@ int header_edit(struct check *c, struct qk_error *err);
 int roots_collect(struct check *c, struct qk_error *err);
 int snapshots_collect(struct check *c, struct qk_error *err);
 int bitmaps_collect(struct check *c, struct qk_error *err);
+int bitmaps_drop(struct check *c, struct qk_error *err);
+/* What an L1 entry is and what is wrong with it. */
+struct l1_verdict {
+    bool usable; /* names a table that can be read */
+    unsigned problem_count;
+    enum problem_id problems[2];
+};
+struct l1_verdict l1_judge(const struct check *c, uint64_t raw);
 /* Reports L1 entries and, in their order, the L2 tables that the walk has marked. */
 int roots_report(struct check *c, struct qk_error *err);
 
@@ -239,6 +258,15 @@ int apply_refcounts(struct check *c, struct qk_error *err);
 int apply_edits(struct check *c, struct qk_error *err);
 int rebuild_run(struct check *c, struct qk_error *err);
 int copied_run(struct check *c, struct qk_error *err);
+/* Lowers what is too high in place. */
+int refcounts_lower(struct check *c, struct qk_error *err);
+
+/* ---- copies.c ---- */
+
+/* Before the refcounts: makes copies. After them: names them. Instead of that: gives them up. */
+int copies_place(struct check *c, struct qk_error *err);
+int copies_link(struct check *c, struct qk_error *err);
+void copies_forget(struct check *c);
 
 /* ---- steps.c ---- */
 

@@ -12,9 +12,10 @@ static unsigned wanted_actions(const struct check *c)
     for (unsigned id = 0; id < PROBLEM_COUNT; id++) {
         if (!c->sink.seen[id])
             continue;
-        actions |= problems[id].actions & ACT_HOLD;
         if (problem_fixable(c->opts, (enum problem_id)id))
-            actions |= problems[id].actions;
+            actions |= problems[id].actions & ~(unsigned)ACT_HOLD;
+        else
+            actions |= problems[id].actions & ACT_HOLD;
     }
     return actions;
 }
@@ -47,6 +48,8 @@ static bool blocks_unknown(const struct check *c)
 int plan_decide(struct check *c, struct qk_error *err)
 {
     c->actions = wanted_actions(c);
+    for (unsigned id = 0; id < PROBLEM_COUNT; id++)
+        c->spare |= c->sink.seen[id] && (problems[id].actions & ACT_HOLD);
     if (!c->opts->fix)
         return 0;
     if (rebuild_needed(c) && !(c->opts->fix & QK_FIX_ERRORS)) {

@@ -22,11 +22,29 @@ const struct problem_info problems[PROBLEM_COUNT] = {
 #undef PROBLEM
 };
 
+/* Which of enum qk_allow a repair that chooses needs; 0: there is none. */
+static const uint8_t choices[PROBLEM_COUNT] = {
+    [PROBLEM_L1_RESERVED] = QK_ALLOW_ENTRIES,
+    [PROBLEM_L1_UNALIGNED] = QK_ALLOW_ENTRIES,
+    [PROBLEM_L1_OUTSIDE] = QK_ALLOW_ENTRIES,
+    [PROBLEM_L2_RESERVED] = QK_ALLOW_ENTRIES,
+    [PROBLEM_L2_UNALIGNED] = QK_ALLOW_ENTRIES,
+    [PROBLEM_L2_OUTSIDE] = QK_ALLOW_ENTRIES,
+    [PROBLEM_L2_COMPRESSED_DATA_FILE] = QK_ALLOW_ENTRIES,
+    [PROBLEM_L2_COMPRESSED_BITMAP] = QK_ALLOW_ENTRIES,
+    [PROBLEM_L2_BITMAP_CONTRADICTS] = QK_ALLOW_ENTRIES,
+    [PROBLEM_L2_BITMAP_UNALLOCATED] = QK_ALLOW_ENTRIES,
+    [PROBLEM_L2_DATA_FILE_OFFSET] = QK_ALLOW_ENTRIES,
+    [PROBLEM_BITMAP_DIRECTORY] = QK_ALLOW_BITMAPS,
+    [PROBLEM_BITMAP_TABLE] = QK_ALLOW_BITMAPS,
+    [PROBLEM_BITMAP_ENTRY] = QK_ALLOW_BITMAPS,
+};
+
 bool problem_fixable(const struct qk_check_options *opts, enum problem_id id)
 {
     const struct problem_info *p = &problems[id];
     unsigned need = p->severity == QK_SEVERITY_LEAK ? QK_FIX_LEAKS : QK_FIX_ERRORS;
-    return p->repair == QK_REPAIR_SAFE && (opts->fix & need);
+    return (p->repair == QK_REPAIR_SAFE || (opts->allow & choices[id])) && (opts->fix & need);
 }
 
 static uint64_t *open_counter(struct qk_check_result *r, enum qk_severity severity)
@@ -135,6 +153,12 @@ void sink_declined(struct sink *s, const struct finding *f, ...)
 void sink_settle(struct sink *s, enum problem_id id)
 {
     close_finding(s, id, s->open[id]);
+}
+
+void sink_settle_one(struct sink *s, enum problem_id id)
+{
+    if (s->open[id])
+        close_finding(s, id, 1);
 }
 
 void sink_message(struct sink *s, const char *line)

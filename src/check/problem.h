@@ -24,10 +24,11 @@ enum action {
     ACT_LOWER = 1u << 1,   /* lower refcounts in place */
     ACT_REBUILD = 1u << 2, /* write a new refcount structure */
     ACT_COPIED = 1u << 3,  /* correct COPIED flags */
-    ACT_EDIT_L1 = 1u << 4, /* clear stray L1 entries */
-    ACT_EDIT_L2 = 1u << 5, /* correct L2 entries that need no decision */
+    ACT_EDIT_L1 = 1u << 4, /* correct or clear L1 entries */
+    ACT_EDIT_L2 = 1u << 5, /* correct or clear L2 entries */
     ACT_EDIT_HEADER = 1u << 6,
     ACT_HOLD = 1u << 7, /* free and reuse nothing */
+    ACT_DROP_BITMAPS = 1u << 8,
 };
 
 struct problem_info {
@@ -62,9 +63,11 @@ void sink_repaired(struct sink *s, const struct finding *f, ...);
 void sink_declined(struct sink *s, const struct finding *f, ...);
 /* All open findings of this problem are repaired, without a line for each. */
 void sink_settle(struct sink *s, enum problem_id id);
+void sink_settle_one(struct sink *s, enum problem_id id);
 void sink_message(struct sink *s, const char *line);
 
-/* opts->fix allows the repair of this problem, and it needs no decision by a person. */
+/* opts->fix asks for the repair of this problem, and it needs no decision, or opts->allow has it.
+ */
 bool problem_fixable(const struct qk_check_options *opts, enum problem_id id);
 
 #endif

@@ -57,6 +57,7 @@ static int place(struct rebuild *r, uint64_t at, uint64_t n, uint64_t *cluster,
                  struct qk_error *err)
 {
     struct check *c = r->c;
+    at = max_u64(at, c->spare ? c->clusters : 0);
     *cluster = find_free(r, at, n);
     if (*cluster == UINT64_MAX) {
         if (!r->grow)

@@ -204,3 +204,11 @@ void refmap_drop(struct refmap *map, struct refmap_span span)
                      cell - (UINT64_C(1) << REF_MARK_BITS));
     }
 }
+
+void refmap_drop_times(struct refmap *map, uint64_t cluster, uint64_t times)
+{
+    uint64_t cell = cell_of(map, cluster);
+    if (cell >> REF_MARK_BITS)
+        cell_set(&map->regions[cluster >> REFMAP_REGION_BITS], cluster & (REFMAP_REGION - 1),
+                 cell - (min_u64(times, cell >> REF_MARK_BITS) << REF_MARK_BITS));
+}

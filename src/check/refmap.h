@@ -59,6 +59,8 @@ uint64_t refmap_next(const struct refmap *map, uint64_t at, uint64_t end);
 uint64_t refmap_end(const struct refmap *map);
 /* Takes one reference away from each cluster that has one. */
 void refmap_drop(struct refmap *map, struct refmap_span span);
+/* Takes `times` references away, as far as there are any. */
+void refmap_drop_times(struct refmap *map, uint64_t cluster, uint64_t times);
 /* Grows the map to that many clusters, all new ones unreferenced. */
 int refmap_grow(struct refmap *map, uint64_t clusters, struct qk_error *err);
 

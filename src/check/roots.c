@@ -13,13 +13,7 @@
 
 /* ---- L1 entries ---- */
 
-struct l1_verdict {
-    bool usable; /* names a table that can be read */
-    unsigned problem_count;
-    enum problem_id problems[2];
-};
-
-static struct l1_verdict l1_judge(const struct check *c, uint64_t raw)
+struct l1_verdict l1_judge(const struct check *c, uint64_t raw)
 {
     struct l1_verdict v = {0};
     uint64_t off = l1_entry_host(raw);

@@ -1,6 +1,6 @@
 /*
  * table_report.c - the second look at an L2 table that the walk has marked: says what is wrong with
- * each entry, and rewrites those entries whose repair needs no decision.
+ * each entry, and rewrites those that are repaired or given up.
  */
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -36,16 +36,46 @@ static void problem_args(enum problem_id id, uint32_t index, struct l2_entry e,
     }
 }
 
-/* The new value of an entry with this problem. */
-static struct l2_entry edited(const struct check *c, struct l2_entry e, enum problem_id id)
+/* An entry that leads nowhere: what reads as zero anyway still does. */
+static struct l2_entry given_up(const struct check *c, struct l2_entry e)
 {
-    if (id == PROBLEM_L2_COMPRESSED_COPIED) {
-        e.raw &= ~ENTRY_COPIED;
-        return e;
-    }
+    bool compressed = e.raw & ENTRY_COMPRESSED;
     if (c->g->l2_entry_bytes == 16)
-        return (struct l2_entry){0, e.bitmap & ~(uint64_t)UINT32_MAX};
-    return (struct l2_entry){ENTRY_ZERO, 0};
+        return (struct l2_entry){0, compressed ? 0 : e.bitmap & ~(uint64_t)UINT32_MAX};
+    return (struct l2_entry){!compressed && c->g->zero_flag ? e.raw & ENTRY_ZERO : 0, 0};
+}
+
+/* The new value of an entry with this problem. */
+static struct l2_entry edited(const struct check *c, struct l2_entry e, enum problem_id id,
+                              const struct l2_verdict *v)
+{
+    switch ((int)id) {
+    case PROBLEM_L2_COMPRESSED_COPIED:
+        return (struct l2_entry){e.raw & ~ENTRY_COPIED, e.bitmap};
+    case PROBLEM_L2_RESERVED:
+        e.raw &= ~(uint64_t)(L2_RESERVED_MASK | (c->h->version < 3 ? ENTRY_ZERO : 0));
+        return e;
+    case PROBLEM_L2_COMPRESSED_BITMAP:
+        return (struct l2_entry){e.raw, 0};
+    case PROBLEM_L2_BITMAP_CONTRADICTS: /* what is stored is kept */
+        return (struct l2_entry){e.raw, e.bitmap & ~(e.bitmap << 32)};
+    case PROBLEM_L2_BITMAP_UNALLOCATED:
+        return (struct l2_entry){e.raw, e.bitmap & ~(uint64_t)UINT32_MAX};
+    case PROBLEM_L2_DATA_FILE_OFFSET: /* there is only one place where it can be */
+        return (struct l2_entry){(e.raw & ~L2_OFFSET_MASK) | v->bytes, e.bitmap};
+    default:
+        return given_up(c, e);
+    }
+}
+
+/* Whether the guest loses what the entry named. */
+static bool is_loss(const struct check *c, struct l2_entry old, struct l2_entry new)
+{
+    bool was = (old.raw & ENTRY_COMPRESSED) || l2_entry_host(old).v;
+    bool held = c->g->l2_entry_bytes == 16 ? (old.bitmap & UINT32_MAX) != 0
+                                           : !(old.raw & ENTRY_ZERO) || !c->g->zero_flag;
+    return was && ((old.raw & ENTRY_COMPRESSED) || held) && !(new.raw &ENTRY_COMPRESSED) &&
+           !l2_entry_host(new).v && !c->data_file;
 }
 
 static void entry_report(struct check *c, const struct l2_table *t, uint32_t index,
@@ -84,40 +114,70 @@ int table_report(struct check *c, struct l2_table *t, struct qk_error *err)
     return 0;
 }
 
-static void entry_edit(struct check *c, const struct l2_table *t, uint32_t index, uint8_t *table)
+/* True when the guest loses a cluster by it. */
+static bool entry_edit(struct check *c, const struct l2_table *t, uint32_t index, uint8_t *table)
 {
-    struct l2_entry e = l2_entry_load(c->g, table, index);
+    const struct l2_entry old = l2_entry_load(c->g, table, index);
+    struct l2_entry e = old;
     struct l2_verdict v;
-    l2_judge(c, e, table_guest_off(c, t, index), &v);
+    uint64_t args[2];
+    l2_judge(c, old, table_guest_off(c, t, index), &v);
     for (unsigned i = 0; i < v.problem_count; i++) {
-        if (!(problems[v.problems[i]].actions & ACT_EDIT_L2))
+        if (!(problems[v.problems[i]].actions & ACT_EDIT_L2) ||
+            !problem_fixable(c->opts, v.problems[i]))
             continue;
-        e = edited(c, e, v.problems[i]);
-        const struct finding f = {
-            v.problems[i],
-            (t->cluster << c->g->cluster_bits) + (uint64_t)index * c->g->l2_entry_bytes,
-            table_guest_off(c, t, index), e.raw, l2_entry_load(c->g, table, index).raw};
+        e = edited(c, e, v.problems[i], &v);
+        const struct finding f = {v.problems[i],
+                                  (t->cluster << c->g->cluster_bits) +
+                                      (uint64_t)index * c->g->l2_entry_bytes,
+                                  table_guest_off(c, t, index), e.raw, old.raw};
+        problem_args(f.id, index, old, &v, args);
         /* Something else lies in this cluster too: a write here would change that. */
         if (refmap_count(&c->refs, t->cluster) != t->refs) {
-            sink_declined(&c->sink, &f, v.off);
+            sink_declined(&c->sink, &f, args[0], args[1]);
             continue;
         }
-        sink_repaired(&c->sink, &f, v.off);
+        sink_repaired(&c->sink, &f, args[0], args[1]);
         l2_entry_store(c->g, table, index, e);
     }
+    return is_loss(c, old, l2_entry_load(c->g, table, index));
+}
+
+/* Entries [first, end), which are all lost or all kept, as one step. */
+static int edit_write(struct check *c, const struct l2_table *t, struct table_write w, bool lost,
+                      struct qk_error *err)
+{
+    uint64_t off = t->cluster << c->g->cluster_bits;
+    uint32_t first = (uint32_t)((w.off - off) / w.entry_bytes);
+    const struct step what = {
+        .action = lost ? "clear entries" : "correct entries",
+        .structure = "L2 table",
+        .lost_off = table_guest_off(c, t, first),
+        .lost_bytes = lost ? w.bytes / w.entry_bytes << c->g->cluster_bits : 0,
+    };
+    return write_changed(c, &what, &w, err);
 }
 
 int table_edit(struct check *c, struct l2_table *t, void *buf, struct qk_error *err)
 {
+    const uint32_t step = c->g->l2_entry_bytes, n = c->g->l2_entries;
     uint8_t *old = buf, *table = old + c->g->cluster_bytes;
     uint64_t off = t->cluster << c->g->cluster_bits;
     int ret = io_read(c->file, off, old, c->g->cluster_bytes, err);
     if (ret < 0)
         return ret;
     memcpy(table, old, c->g->cluster_bytes);
-    for (uint32_t i = 0; i < c->g->l2_entries; i++)
-        entry_edit(c, t, i, table);
-    static const struct step what = {.action = "correct entries", .structure = "L2 table"};
-    const struct table_write w = {off, c->g->cluster_bytes, c->g->l2_entry_bytes, old, table};
-    return write_changed(c, &what, &w, err);
+    bool lost = entry_edit(c, t, 0, table);
+    for (uint32_t i = 1, first = 0; ret == 0 && first < n; i++) {
+        bool next = i < n && entry_edit(c, t, i, table);
+        if (i < n && next == lost)
+            continue;
+        const struct table_write w = {off + (uint64_t)first * step, (size_t)(i - first) * step,
+                                      step, old + (size_t)first * step,
+                                      table + (size_t)first * step};
+        ret = edit_write(c, t, w, lost, err);
+        first = i;
+        lost = next;
+    }
+    return ret;
 }
