@@ -394,8 +394,8 @@ QK_API int qk_disk_snapshot_freed(struct qk_disk *disk, uint32_t index, uint64_t
  * other calls on the disk wait meanwhile. Snapshots are named by id and name: one that is NULL does
  * not matter, the first snapshot that fits is meant. -ENOENT: there is none. -ENOTSUP: not for this
  * format, or for images with an external data file. -ERANGE: the image's refcount_bits cannot
- * express how often clusters would be shared (the error says which width would do). -EROFS, -ENOSPC.
- * MT-safe.
+ * express how often clusters would be shared (the error says which width would do). -EROFS,
+ * -ENOSPC. MT-safe.
  */
 struct qk_snapshot_options {
     size_t struct_size;

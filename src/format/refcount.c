@@ -309,8 +309,9 @@ DEFINE_WIDE_RANGE(32)
 DEFINE_WIDE_RANGE(64)
 
 uint64_t refcount_step(const struct refcount_ops *ops, void *block, uint64_t first, uint64_t count,
-                       const struct refcount_step *step, uint64_t max)
+                       const struct refcount_step *step)
 {
+    const uint64_t max = ops->max;
     struct refcount_range range = {step->least, max - min_u64(step->amount, max)};
     if (step->down)
         range = (struct refcount_range){step->amount, max};
@@ -323,7 +324,8 @@ uint64_t refcount_step(const struct refcount_ops *ops, void *block, uint64_t fir
 
 #define OPS(bits_)                                                                                 \
     {                                                                                              \
-        get_##bits_, set_##bits_, used_##bits_, ones_##bits_, in_range_##bits_, add_##bits_        \
+        UINT64_MAX >> (64 - (bits_)), get_##bits_, set_##bits_, used_##bits_, ones_##bits_,        \
+            in_range_##bits_, add_##bits_                                                          \
     }
 
 const struct refcount_ops *refcount_ops(unsigned order)

@@ -15,6 +15,7 @@ struct refcount_range {
 };
 
 struct refcount_ops {
+    uint64_t max;
     uint64_t (*get)(const void *block, uint64_t index);
     void (*set)(void *block, uint64_t index, uint64_t value); /* value <= max of the width */
     /* Bit i of out[i / 64] := refcount first+i is not 0, for count refcounts; out is zeroed by the
@@ -38,10 +39,9 @@ struct refcount_step {
     bool down;
     uint64_t least; /* up: 1 for clusters that are in use, 0 for new ones */
 };
-/* Returns how many of `count` refcounts from `first` on were changed; `max` is that of the width.
- */
+/* Returns how many of `count` refcounts from `first` on were changed. */
 uint64_t refcount_step(const struct refcount_ops *ops, void *block, uint64_t first, uint64_t count,
-                       const struct refcount_step *step, uint64_t max);
+                       const struct refcount_step *step);
 
 /* order: 0 (1 bit) to 6 (64 bits) */
 const struct refcount_ops *refcount_ops(unsigned order);

@@ -137,7 +137,7 @@ int alloc_exact(struct image *img, uint64_t count, struct cluster_run *run, stru
 void alloc_undo(struct image *img, struct cluster_run run);
 /* The lowest free run for metadata of the allocator itself: marks it used, no refcount yet. */
 int alloc_reserve(struct image *img, uint64_t count, struct cluster_run *run, struct qk_error *err);
-/* The same for `want` clusters or, with a file that cannot grow, fewer: run->count says how many. */
+/* The same for `want` clusters or, in a file that cannot grow, fewer: run->count says how many. */
 int alloc_reserve_some(struct image *img, uint64_t want, struct cluster_run *run,
                        struct qk_error *err);
 void alloc_unreserve(struct image *img, struct cluster_run run);

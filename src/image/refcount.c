@@ -104,7 +104,7 @@ static int add_in_slice(struct image *img, struct cluster_run run, int delta, ui
         return ret;
     uint64_t n = min_u64(run.count, p.per_slice - p.index);
     struct refcount_step step = {.amount = 1, .down = delta < 0};
-    *done = refcount_step(img->rc, s->data, p.index, n, &step, img->g.refcount_max);
+    *done = refcount_step(img->rc, s->data, p.index, n, &step);
     cache_mark_dirty(&img->refcounts, s);
     cache_put(&img->refcounts, s);
     if (*done < n)

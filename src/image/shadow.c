@@ -64,7 +64,7 @@ int shadow_count(struct shadow *sh, struct cluster_run run, const struct refcoun
     if (lo >= hi)
         return 0;
     uint64_t n =
-        refcount_step(sh->img->rc, sh->counts, lo - base, hi - lo, step, sh->img->g.refcount_max);
+        refcount_step(sh->img->rc, sh->counts, lo - base, hi - lo, step);
     if (n < hi - lo)
         return contradiction(sh, lo + n, step, err);
     return shadow_mark(sh, (struct cluster_run){lo, hi - lo, false}, err);

@@ -44,6 +44,7 @@ struct opening {
     unsigned flags;
     enum qk_policy policy;
     const char *const *options;
+    const char *snapshot, *snapshot_id, *snapshot_name;
 };
 
 /* NULL on failure, with last_error. */
@@ -55,6 +56,9 @@ static inline struct qk_disk *open_disk(struct opening how)
     opts.flags = how.flags;
     opts.policy = how.policy;
     opts.options = how.options;
+    opts.snapshot = how.snapshot;
+    opts.snapshot_id = how.snapshot_id;
+    opts.snapshot_name = how.snapshot_name;
     last_error = (struct qk_error){0};
     return qk_disk_open(how.name, &opts, &disk, &last_error) == 0 ? disk : NULL;
 }
