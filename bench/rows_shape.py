@@ -32,6 +32,8 @@ def shape(bench):
     both("resize to 1 TiB, preallocation=metadata",
          ["resize", "-q", "-f", "qcow2", "--preallocation=metadata", image, str(size)],
          create("off", GIB))
+    both("resize a full 1 TiB to 2 TiB, preallocation=metadata",
+         ["resize", "-q", "-f", "qcow2", "--preallocation=metadata", image, str(2 * size)], full)
 
 
 GROUPS = [shape]
