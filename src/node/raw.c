@@ -68,6 +68,7 @@ static int raw_preadv(struct qk_io *io, uint64_t off, const struct iovec *iov, i
 {
     struct node *node = node_of(io);
     uint64_t len = iov_total(iov, iovcnt);
+    io_event(&node->file->io, "read_aio");
     if (!node->raw_sized || range_within(off, len, node->raw_len)) {
         if (!try_add_u64(off, node->raw_off, &off))
             return qk_fail(err, -EINVAL, "offset is too large");
@@ -120,6 +121,7 @@ static int raw_pwritev(struct qk_io *io, uint64_t off, const struct iovec *iov, 
     int ret = into_file(node, &at, len, err);
     if (ret < 0)
         return ret;
+    io_event(&node->file->io, "write_aio");
     if (!is_guarded(node, off, len))
         return io_writev(&node->file->io, at, iov, iovcnt, flags, err);
     LOCK_SCOPE(&node->guard);
