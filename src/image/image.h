@@ -48,6 +48,8 @@ struct image_options {
     uint64_t l2_cache_bytes;       /* 0: sized to the disk, at most IMAGE_L2_CACHE_MAX */
     uint32_t l2_slice_bytes;       /* 0: 4096, at most a cluster */
     uint64_t refcount_cache_bytes; /* 0: IMAGE_REFCOUNT_CACHE_BYTES */
+    uint64_t refcount_window_bytes; /* of blocks that snapshots count at once; 0: enough for 2 TiB
+                                       of 64 KiB clusters */
     int lazy_refcounts;            /* -1: as the image says; 0; 1 */
     unsigned overlap;              /* of enum overlap_bit */
     int compression_level;         /* of what is written compressed; 0: the default */

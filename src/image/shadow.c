@@ -63,8 +63,7 @@ int shadow_count(struct shadow *sh, struct cluster_run run, const struct refcoun
     uint64_t hi = min_u64(run.first + run.count, base + shadow_per_window(sh));
     if (lo >= hi)
         return 0;
-    uint64_t n =
-        refcount_step(sh->img->rc, sh->counts, lo - base, hi - lo, step);
+    uint64_t n = refcount_step(sh->img->rc, sh->counts, lo - base, hi - lo, step);
     if (n < hi - lo)
         return contradiction(sh, lo + n, step, err);
     return shadow_mark(sh, (struct cluster_run){lo, hi - lo, false}, err);
@@ -195,7 +194,8 @@ int shadow_begin(struct shadow *sh, struct qk_error *err)
 {
     struct image *img = sh->img;
     uint64_t blocks = div_round_up(img->end_clusters, per_block(sh));
-    uint64_t limit = max_u64(SHADOW_WINDOW_BYTES / img->g.cluster_bytes, 1);
+    uint64_t bytes = img->opts.refcount_window_bytes;
+    uint64_t limit = max_u64((bytes ? bytes : SHADOW_WINDOW_BYTES) / img->g.cluster_bytes, 1);
     /* Some more, so that a file which grows by what is placed stays in one window. */
     sh->window_blocks = min_u64(blocks + blocks / 16 + 8, limit);
     sh->clusters = blocks << img->g.refblock_bits;

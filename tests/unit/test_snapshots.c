@@ -107,7 +107,8 @@ static struct image *open_it(struct world *w, const struct snapshot_key *key)
                                        .overlap = OVERLAP_ALL,
                                        .snapshot = key,
                                        .l2_cache_bytes = 64 * KIB,
-                                       .refcount_cache_bytes = 64 * KIB};
+                                       .refcount_cache_bytes = 64 * KIB,
+                                       .refcount_window_bytes = below(2) ? 512 : 0};
     struct image *img = NULL;
     struct qk_error err = {0};
     if (image_open(w->io, &opts, &img, &err) < 0)
