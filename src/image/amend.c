@@ -46,6 +46,8 @@ static int judge_values(const struct image *img, const struct amend_params *p, s
          "Cannot downgrade an image with incompatible features set"},
         {downgrade && header_extensions_find(&img->exts, HEXT_BITMAPS), -ENOTSUP,
          "Cannot downgrade an image with persistent bitmaps"},
+        {downgrade && image_is_encrypted(img) && img->backing_name, -ENOTSUP,
+         "Cannot downgrade an encrypted image with a backing file"},
         {p->has_size && p->size % 512, -EINVAL, "The new size must be a multiple of 512"},
         {p->has_size && p->size < image_size(img) && !p->shrink, -EINVAL,
          "The new size is smaller than the disk; shrinking must be asked for"},
