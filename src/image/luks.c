@@ -251,24 +251,24 @@ void luks_material_free(struct luks_material *m)
     *m = (struct luks_material){0};
 }
 
-int luks_make_material(struct image_luks *l, unsigned slot, struct passphrase pass,
-                       uint64_t iter_ms, const uint8_t *key, struct luks_material *out,
-                       struct qk_error *err)
+int luks_make_material(struct image_luks *l, const struct luks_filling *what,
+                       struct luks_material *out, struct qk_error *err)
 {
-    struct luks_slot *s = &l->header.slots[slot];
-    struct af_shape shape = shape_of(l, slot);
+    struct luks_slot *s = &l->header.slots[what->slot];
+    struct af_shape shape = shape_of(l, what->slot);
     WIPED m;
-    int ret = wiped_alloc(&m, material_bytes(l, slot), err);
+    int ret = wiped_alloc(&m, material_bytes(l, what->slot), err);
     if (ret < 0)
         return ret;
     ret = random_bytes(s->salt, sizeof(s->salt));
     if (ret == 0)
-        ret = kdf_iterations(l->hash, l->header.key_bytes, iter_ms, MIN_ITERATIONS, &s->iterations);
+        ret = kdf_iterations(l->hash, l->header.key_bytes, what->iter_ms, MIN_ITERATIONS,
+                             &s->iterations);
     if (ret == 0)
-        ret = af_split(&shape, key, m.bytes);
+        ret = af_split(&shape, what->key, m.bytes);
     if (ret < 0)
         return kdf_failed(err, ret);
-    ret = crypt_material(l, slot, pass, sector_cipher_encrypt, &m, err);
+    ret = crypt_material(l, what->slot, what->pass, sector_cipher_encrypt, &m, err);
     if (ret == 0)
         *out = (struct luks_material){TAKE(m.bytes), m.len};
     return ret;
@@ -334,7 +334,8 @@ int luks_begin(struct image_luks *l, const struct create_encryption *wish,
     if (ret == 0)
         ret = begin_master(l, wish->iter_ms, key, err);
     if (ret == 0)
-        ret = luks_make_material(l, 0, pass, wish->iter_ms, key, slot0, err);
+        ret =
+            luks_make_material(l, &(struct luks_filling){0, pass, wish->iter_ms, key}, slot0, err);
     if (ret == 0)
         l->header.slots[0].active = true;
     return ret;

@@ -39,10 +39,16 @@ struct luks_material {
     uint8_t *bytes;
     size_t len;
 };
-/* Makes it, with salt and iterations in l->header.slots[slot]; writes nothing. */
-int luks_make_material(struct image_luks *l, unsigned slot, struct passphrase pass,
-                       uint64_t iter_ms, const uint8_t *key, struct luks_material *out,
-                       struct qk_error *err);
+/* What is to be in a slot. */
+struct luks_filling {
+    unsigned slot;
+    struct passphrase pass;
+    uint64_t iter_ms;
+    const uint8_t *key; /* the master key */
+};
+/* Makes it, with salt and iterations in the slot of l->header; writes nothing. */
+int luks_make_material(struct image_luks *l, const struct luks_filling *what,
+                       struct luks_material *out, struct qk_error *err);
 void luks_material_free(struct luks_material *m);
 int luks_write_material(struct qk_io *file, const struct image_luks *l, unsigned slot,
                         const struct luks_material *m, struct qk_error *err);

@@ -53,8 +53,9 @@ static int fill_slot(struct image *img, unsigned slot, struct passphrase pass, u
                      struct qk_error *err)
 {
     struct image_luks next = *img->luks;
+    const struct luks_filling what = {slot, pass, iter_ms, crypt_key(img->crypt)};
     struct luks_material m = {0};
-    int ret = luks_make_material(&next, slot, pass, iter_ms, crypt_key(img->crypt), &m, err);
+    int ret = luks_make_material(&next, &what, &m, err);
     if (ret == 0)
         ret = luks_write_material(img->file, &next, slot, &m, err);
     luks_material_free(&m);
