@@ -159,7 +159,9 @@ int copies_place(struct check *c, struct qk_error *err)
 {
     CLEANUP_FREE uint8_t *buf = malloc(c->g->cluster_bytes);
     bool wanted = (c->opts->allow & QK_ALLOW_COPIES) && (c->opts->fix & QK_FIX_ERRORS);
-    if (!wanted || c->data_file || (c->actions & ACT_HOLD))
+    /* LUKS encrypts by place: the same bytes elsewhere would be others. */
+    bool by_place = c->h->crypt_method == CRYPT_LUKS;
+    if (!wanted || c->data_file || by_place || (c->actions & ACT_HOLD))
         return 0;
     int ret = buf ? users_collect(c, err) : qk_fail_nomem(err);
     for (size_t i = 0, end; ret == 0 && i < c->users.len; i = end) {
