@@ -26,7 +26,8 @@ DEFINE_VECTOR(state_vec, struct state)
 struct restore {
     struct qk_io *log, *store;
     struct undo_head head;
-    uint64_t log_bytes, ready_end;
+    uint64_t log_bytes;
+    bool begun; /* changes were allowed to happen */
     uint64_t longest, shortest;
     struct piece_vec pieces;
     struct state_vec states;
@@ -85,7 +86,9 @@ static int records_load(struct restore *r, struct qk_error *err)
     }
     if (off < r->log_bytes && ready_behind(r, off))
         return log_damaged(r, off, err);
-    r->pieces.len = ready;
+    r->begun = ready;
+    if (ready)
+        r->pieces.len = ready;
     return 0;
 }
 
@@ -136,6 +139,8 @@ static int states_load(struct restore *r, struct qk_error *err)
     for (size_t i = 0; i < r->pieces.len; i++) {
         const struct undo_record *rec = &r->pieces.ptr[i].record;
         int ret = 0;
+        if (!r->begun && (rec->type == UNDO_SUMS || rec->type == UNDO_SIZE))
+            continue; /* nothing of it happened */
         if (rec->type == UNDO_SIZE) {
             r->longest = max_u64(r->longest, rec->len);
             r->shortest = min_u64(r->shortest, rec->len);
@@ -275,11 +280,9 @@ static int restore_run(struct restore *r, struct undo_result *result, struct qk_
     if (ret < 0)
         return ret;
     result->length = r->head.length;
-    result->never_begun = !r->pieces.len;
-    if (result->never_begun)
-        return 0;
+    result->never_begun = !r->begun;
     ret = store_fits(r, err);
-    return ret < 0 ? ret : put_back(r, result, err);
+    return ret < 0 || !r->begun ? ret : put_back(r, result, err);
 }
 
 int undo_restore(struct qk_io *log, struct qk_io *store, struct undo_result *result,

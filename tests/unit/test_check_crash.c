@@ -3,10 +3,13 @@
  * repaired over a log of writes; then each state that a crash can leave is built: every prefix of
  * the log, with the writes that no flush had made stable yet all there, all missing, each one
  * alone, each one missing, and each one torn. In every state no cluster is worse off than in the
- * damaged image, all guest data reads, and repairing again gives a clean image.
+ * damaged image, all guest data reads, and repairing again gives a clean image. The repair saves
+ * what it overwrites: from every state the undo log leads back to the damaged image, also when the
+ * undo is cut off in turn; a log that is torn before the repair began changes nothing.
  */
 #include "check_test.h"
 #include "io/trace.h"
+#include "io/undo.h"
 
 #define TORN_SECTOR 512u
 
@@ -14,9 +17,10 @@ struct crash {
     const uint8_t *base; /* the damaged image */
     size_t base_bytes;
     struct qk_io *trace;
+    struct qk_io *log; /* what the repair overwrites */
     const char *label;
     unsigned low_before; /* clusters with more references than their refcount, before the repair */
-    unsigned states, worse, unreadable, unclean;
+    unsigned states, worse, unreadable, unclean, not_undone;
 };
 
 /* ---- one state ---- */
@@ -47,6 +51,28 @@ static void judge_state(struct crash *c, struct qk_io *io)
         c->unreadable++;
 }
 
+static bool is_base(const struct crash *c, struct qk_io *io)
+{
+    size_t bytes;
+    const uint8_t *now = io_mem_data(io, &bytes);
+    return bytes == c->base_bytes && !memcmp(now, c->base, bytes);
+}
+
+/* The way back from a state, twice. */
+static void undo_state(struct crash *c, struct qk_io *state)
+{
+    struct undo_result result;
+    struct qk_io *io = NULL;
+    size_t bytes;
+    const uint8_t *now = io_mem_data(state, &bytes);
+    CHECK_OK(io_mem_open(now, bytes, 0, &io, NULL));
+    for (unsigned i = 0; i < 2; i++) {
+        if (undo_restore(c->log, io, &result, NULL) < 0 || !is_base(c, io))
+            c->not_undone++;
+    }
+    io_close(io, NULL);
+}
+
 /* Which of the unstable writes [stable, end) are in the state. */
 enum variant { ALL, NONE, ONLY, ALL_BUT, TORN, VARIANTS };
 
@@ -64,13 +90,13 @@ static bool part_of(enum variant v, size_t seq, size_t chosen)
     }
 }
 
-static void build_state(struct crash *c, size_t end, enum variant v, size_t chosen)
+/* What `trace` has done to `io`, but for what the variant leaves out. */
+static void replay_state(struct qk_io *trace, struct qk_io *io, size_t end, enum variant v,
+                         size_t chosen)
 {
-    struct qk_io *io = NULL;
-    size_t stable = trace_stable_before(c->trace, end);
-    CHECK_OK(io_mem_open(c->base, c->base_bytes, 0, &io, NULL));
+    size_t stable = trace_stable_before(trace, end);
     for (size_t seq = 0; seq < end; seq++) {
-        const struct trace_entry *e = trace_get(c->trace, seq);
+        const struct trace_entry *e = trace_get(trace, seq);
         int ret = 0;
         if (seq >= stable && !part_of(v, seq, chosen))
             continue;
@@ -81,8 +107,91 @@ static void build_state(struct crash *c, size_t end, enum variant v, size_t chos
         if (ret < 0)
             CHECK_OK(ret);
     }
+}
+
+static void build_state(struct crash *c, size_t end, enum variant v, size_t chosen)
+{
+    struct qk_io *io = NULL;
+    CHECK_OK(io_mem_open(c->base, c->base_bytes, 0, &io, NULL));
+    replay_state(c->trace, io, end, v, chosen);
+    undo_state(c, io);
     judge_state(c, io);
     io_close(io, NULL);
+}
+
+/* A power cut in the middle of the undo of the whole repair. */
+static void cut_undo(struct crash *c)
+{
+    struct qk_io *done = NULL, *mem = NULL, *trace = NULL;
+    struct undo_result result;
+    size_t bytes;
+    CHECK_OK(io_mem_open(c->base, c->base_bytes, 0, &done, NULL));
+    replay_state(c->trace, done, trace_count(c->trace), ALL, 0);
+    const uint8_t *repaired = io_mem_data(done, &bytes);
+    CHECK_OK(io_mem_open(repaired, bytes, 0, &mem, NULL));
+    CHECK_OK(io_trace_open(mem, &trace, NULL));
+    CHECK_OK(undo_restore(c->log, trace, &result, NULL));
+    CHECK(is_base(c, mem));
+    for (size_t end = 0; end <= trace_count(trace); end++) {
+        for (size_t seq = trace_stable_before(trace, end); seq < end; seq++) {
+            for (unsigned v = NONE; v < VARIANTS; v++) {
+                struct qk_io *io = NULL;
+                CHECK_OK(io_mem_open(repaired, bytes, 0, &io, NULL));
+                replay_state(trace, io, end, (enum variant)v, seq);
+                undo_state(c, io);
+                io_close(io, NULL);
+            }
+        }
+    }
+    io_close(trace, NULL);
+    io_close(done, NULL);
+}
+
+/* A log that ends anywhere, over the image that the repair had not touched. */
+static void cut_log(struct crash *c)
+{
+    size_t bytes;
+    const uint8_t *whole = io_mem_data(c->log, &bytes);
+    for (size_t end = 0; end < bytes; end += 1 + bytes / 97) {
+        struct qk_io *log = NULL, *io = NULL;
+        struct undo_result result;
+        CHECK_OK(io_mem_open(whole, end, 0, &log, NULL));
+        CHECK_OK(io_mem_open(c->base, c->base_bytes, 0, &io, NULL));
+        int ret = undo_restore(log, io, &result, NULL);
+        CHECK(ret == 0 ? result.never_begun : end < 64);
+        CHECK(is_base(c, io));
+        io_close(log, NULL);
+        io_close(io, NULL);
+    }
+}
+
+/* A log that lost a byte, or one over another image: refused, or the damaged image comes out. */
+static void spoil_log(struct crash *c)
+{
+    size_t bytes, log_bytes;
+    const uint8_t *whole = io_mem_data(c->log, &log_bytes);
+    struct qk_io *done = NULL;
+    CHECK_OK(io_mem_open(c->base, c->base_bytes, 0, &done, NULL));
+    replay_state(c->trace, done, trace_count(c->trace), ALL, 0);
+    const uint8_t *repaired = io_mem_data(done, &bytes);
+    for (size_t at = 0; at < log_bytes; at += 1 + log_bytes / 97) {
+        struct qk_io *log = NULL, *io = NULL;
+        struct undo_result result;
+        uint8_t byte = whole[at] ^ 0x40;
+        CHECK_OK(io_mem_open(whole, log_bytes, 0, &log, NULL));
+        CHECK_OK(io_write(log, at, &byte, 1, 0, NULL));
+        CHECK_OK(io_mem_open(repaired, bytes, 0, &io, NULL));
+        int ret = undo_restore(log, io, &result, NULL);
+        const uint8_t *now = io_mem_data(io, &bytes);
+        /* Behind its last byte of meaning a record has only padding. */
+        CHECK(ret == 0 ? is_base(c, io) : !memcmp(now, repaired, bytes));
+        byte = now[24] ^ 1;
+        CHECK_OK(io_write(io, 24, &byte, 1, 0, NULL));
+        CHECK(undo_restore(c->log, io, &result, NULL) == -EUCLEAN);
+        io_close(log, NULL);
+        io_close(io, NULL);
+    }
+    io_close(done, NULL);
 }
 
 static void build_states(struct crash *c)
@@ -95,13 +204,14 @@ static void build_states(struct crash *c)
                 build_state(c, end, (enum variant)v, seq);
         }
     }
-    if (c->worse | c->unreadable | c->unclean)
-        printf("%s: %u of %u states worse, %u unreadable, %u not repaired\n", c->label, c->worse,
-               c->states, c->unreadable, c->unclean);
+    if (c->worse | c->unreadable | c->unclean | c->not_undone)
+        printf("%s: %u of %u states worse, %u unreadable, %u not repaired, %u not undone\n",
+               c->label, c->worse, c->states, c->unreadable, c->unclean, c->not_undone);
     CHECK(c->states > trace_count(c->trace));
     CHECK_EQ(c->worse, 0);
     CHECK_EQ(c->unreadable, 0);
     CHECK_EQ(c->unclean, 0);
+    CHECK_EQ(c->not_undone, 0);
 }
 
 /* ---- damage ---- */
@@ -178,6 +288,17 @@ static const struct {
     {"dirty after lazy writes", dirty_after_lazy_writes},
 };
 
+static int repair_saving(struct qk_io *io, struct qk_io *log, struct qk_check_result *r)
+{
+    struct qk_check_options opts = QK_CHECK_OPTIONS_INIT;
+    struct image *img = open_for_check(io, true);
+    opts.fix = QK_FIX_LEAKS | QK_FIX_ERRORS;
+    opts.allow = QK_ALLOW_COPIES | QK_ALLOW_ENTRIES;
+    int ret = check_image_saving(img, &opts, log, r, NULL);
+    image_abandon(img);
+    return ret;
+}
+
 static unsigned test_damage(size_t which, uint32_t cluster_bits, uint32_t order)
 {
     struct qk_io *io = make_image(cluster_bits, order), *mem = NULL;
@@ -194,9 +315,15 @@ static unsigned test_damage(size_t which, uint32_t cluster_bits, uint32_t order)
     c.low_before = low_refcounts(&f);
     CHECK_OK(io_mem_open(base, c.base_bytes, 0, &mem, NULL));
     CHECK_OK(io_trace_open(mem, &c.trace, NULL));
-    CHECK_OK(check_store(c.trace, QK_FIX_LEAKS | QK_FIX_ERRORS, &f, &r));
+    CHECK_OK(io_mem_open(NULL, 0, 0, &c.log, NULL));
+    CHECK_OK(repair_saving(c.trace, c.log, &r));
     CHECK_EQ(r.corruptions + r.leaks, 0);
+    CHECK(r.undo_saved);
     build_states(&c);
+    cut_undo(&c);
+    cut_log(&c);
+    spoil_log(&c);
+    io_close(c.log, NULL);
     io_close(c.trace, NULL);
     io_close(io, NULL);
     free(base);
