@@ -130,6 +130,7 @@ static void add_bitmap(struct qk_io *io, uint64_t *table)
     store_be64(dir, *table);
     store_be32(dir + 8, 1);
     dir[16] = 1;
+    dir[17] = 16;
     store_be16(dir + 18, 1);
     dir[24] = 'b';
     CHECK_OK(io_write(io, 112, ext, sizeof(ext), 0, NULL));
