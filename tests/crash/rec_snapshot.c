@@ -78,56 +78,48 @@ int rec_snapshot(struct recorder *rec)
     return end(rec, start, ret);
 }
 
-static bool key_of(struct recorder *rec, size_t index, char id[24], struct snapshot_key *key)
+/* What is done with one that there is, and how the model takes it (NULL: nothing changes). */
+struct change {
+    int (*engine)(struct image *img, const struct snapshot_key *key, struct qk_error *err);
+    void (*model)(struct model *m, size_t index, bool sure);
+};
+
+static int change_one(struct recorder *rec, size_t index, const struct change *change)
 {
+    char id[24];
+    const struct snapshot_key key = {.id = id};
+    size_t start = position(rec);
     if (!rec->img || index >= rec->model.snapshots.len)
-        return false;
-    snprintf(id, 24, "%u", rec->model.snapshots.ptr[index].id);
-    *key = (struct snapshot_key){.id = id};
-    return true;
+        return 0;
+    snprintf(id, sizeof(id), "%u", rec->model.snapshots.ptr[index].id);
+    enter(rec, true);
+    int ret = change->engine(rec->img, &key, &rec->error);
+    enter(rec, false);
+    if (ret == -ERANGE)
+        return refused(rec, ret);
+    if (change->model)
+        change->model(&rec->model, index, ret == 0);
+    return end(rec, start, ret);
 }
 
 int rec_snapshot_delete(struct recorder *rec, size_t index)
 {
-    char id[24];
-    struct snapshot_key key;
-    size_t start = position(rec);
-    if (!key_of(rec, index, id, &key))
-        return 0;
-    enter(rec, true);
-    int ret = image_snapshot_delete(rec->img, &key, &rec->error);
-    enter(rec, false);
-    model_snapshot_drop(&rec->model, index, ret == 0);
-    return end(rec, start, ret);
+    return change_one(rec, index, &(struct change){image_snapshot_delete, model_snapshot_drop});
 }
 
 int rec_snapshot_apply(struct recorder *rec, size_t index)
 {
-    char id[24];
-    struct snapshot_key key;
-    size_t start = position(rec);
-    if (!key_of(rec, index, id, &key))
-        return 0;
-    enter(rec, true);
-    int ret = image_snapshot_apply(rec->img, &key, &rec->error);
-    enter(rec, false);
-    if (ret == -ERANGE)
-        return refused(rec, ret);
-    model_snapshot_apply(&rec->model, index, ret == 0);
-    return end(rec, start, ret);
+    return change_one(rec, index, &(struct change){image_snapshot_apply, model_snapshot_apply});
+}
+
+static int rename_it(struct image *img, const struct snapshot_key *key, struct qk_error *err)
+{
+    return image_snapshot_rename(img, key, "another name", err);
 }
 
 int rec_snapshot_rename(struct recorder *rec, size_t index)
 {
-    char id[24];
-    struct snapshot_key key;
-    size_t start = position(rec);
-    if (!key_of(rec, index, id, &key))
-        return 0;
-    enter(rec, true);
-    int ret = image_snapshot_rename(rec->img, &key, "another name", &rec->error);
-    enter(rec, false);
-    return end(rec, start, ret);
+    return change_one(rec, index, &(struct change){rename_it, NULL});
 }
 
 /* ---- looking at the result ---- */

@@ -100,6 +100,19 @@ static inline bool holds(struct qk_disk *disk, uint64_t off, size_t len, int byt
     return same;
 }
 
+/* A check finds nothing, not even leaks. */
+static inline void expect_clean(const char *name)
+{
+    struct qk_disk *disk = OPEN(name, .flags = QK_OPEN_CHECK);
+    struct qk_check_options opts = QK_CHECK_OPTIONS_INIT;
+    struct qk_check_result result = QK_CHECK_RESULT_INIT;
+    REQUIRE(disk);
+    CHECK_OK(qk_disk_check(disk, &opts, &result, &last_error));
+    CHECK_EQ(result.corruptions, 0);
+    CHECK_EQ(result.leaks, 0);
+    CHECK_OK(qk_disk_close(disk, &last_error));
+}
+
 static inline void put_file(const char *name, const void *bytes, size_t len, off_t length)
 {
     int fd = open(name, O_CREAT | O_TRUNC | O_WRONLY, 0644);

@@ -28,17 +28,6 @@ static int make(const char *name, const char *data_file, const char *more)
     return MAKE(name, "qcow2", "size=82432", "cluster_size=4k", file, more);
 }
 
-static void expect_clean(const char *name)
-{
-    struct qk_disk *disk = OPEN(name, .flags = QK_OPEN_CHECK);
-    struct qk_check_options opts = QK_CHECK_OPTIONS_INIT;
-    struct qk_check_result result = QK_CHECK_RESULT_INIT;
-    REQUIRE(disk);
-    CHECK_OK(qk_disk_check(disk, &opts, &result, &last_error));
-    CHECK_EQ(result.corruptions + result.leaks + result.check_errors, 0);
-    CHECK_OK(qk_disk_close(disk, &last_error));
-}
-
 /* ---- where the bytes are ---- */
 
 static void test_places(void)

@@ -17,18 +17,6 @@ static int take(struct qk_disk *disk, const char *name)
     return qk_disk_snapshot_create(disk, &opts, &last_error);
 }
 
-static void expect_clean(const char *name)
-{
-    struct qk_disk *disk = OPEN(name, .flags = QK_OPEN_CHECK);
-    struct qk_check_options opts = QK_CHECK_OPTIONS_INIT;
-    struct qk_check_result result = QK_CHECK_RESULT_INIT;
-    REQUIRE(disk);
-    CHECK_OK(qk_disk_check(disk, &opts, &result, &last_error));
-    CHECK_EQ(result.corruptions, 0);
-    CHECK_EQ(result.leaks, 0);
-    CHECK_OK(qk_disk_close(disk, &last_error));
-}
-
 static void test_life(void)
 {
     struct qk_snapshot_info info = QK_SNAPSHOT_INFO_INIT;

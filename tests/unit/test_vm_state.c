@@ -29,18 +29,6 @@ static int save(struct qk_disk *disk, uint64_t off, size_t len, int byte)
     return ret;
 }
 
-static void expect_clean(const char *name)
-{
-    struct qk_disk *disk = OPEN(name, .flags = QK_OPEN_CHECK);
-    struct qk_check_options opts = QK_CHECK_OPTIONS_INIT;
-    struct qk_check_result result = QK_CHECK_RESULT_INIT;
-    REQUIRE(disk);
-    CHECK_OK(qk_disk_check(disk, &opts, &result, &last_error));
-    CHECK_EQ(result.corruptions, 0);
-    CHECK_EQ(result.leaks, 0);
-    CHECK_OK(qk_disk_close(disk, &last_error));
-}
-
 static void test_apart_from_the_disk(void)
 {
     CHECK_OK(MAKE("a.q", "qcow2", "size=1M", "cluster_size=4k"));
