@@ -244,7 +244,7 @@ static int define(struct qk_secrets *secrets, struct options *opts, struct qk_er
 {
     SECRET_CLEANUP raw = {0};
     SECRET_CLEANUP decoded = {0};
-    bool base64;
+    bool base64 = false;
     int ret = judge_keys(opts, &base64, err);
     if (ret == 0)
         ret = load(opts, &raw, err);
