@@ -89,7 +89,8 @@ int shadow_write(struct shadow *sh, struct qk_error *err);
 void shadow_header(const struct shadow *sh, struct header *h);
 /* After the switch: the allocator goes on with the new structure. Cannot fail. */
 void shadow_adopt(struct shadow *sh);
-/* After that: holes for the clusters that became free, where wanted, and the file's end. */
+/* After that: holes for the clusters that became free, where wanted, and the file's end, when they
+ * were more than metadata. */
 void shadow_discard(struct shadow *sh);
 
 /* ---- between the files of this module ---- */

@@ -319,7 +319,10 @@ static void punch_freed(struct shadow *sh)
 
 void shadow_discard(struct shadow *sh)
 {
-    /* What metadata gave up keeps its space in the file: the next operation wants as much again. */
+    /* What only metadata gave up keeps its space in the file: the next operation wants as much
+     * again, and a file that does not change its blocks is flushed faster. */
+    if (!sh->freed_clusters)
+        return;
     if (sh->img->opts.discard_to_file)
         punch_freed(sh);
     alloc_trim_end(sh->img, sh->img->end_clusters);
