@@ -114,33 +114,51 @@ int table_report(struct check *c, struct l2_table *t, struct qk_error *err)
     return 0;
 }
 
-/* True when the guest loses a cluster by it. */
-static bool entry_edit(struct check *c, const struct l2_table *t, uint32_t index, uint8_t *table)
+/* What is repaired of an entry is told; `alone`: it can be. Returns how many problems that were. */
+static unsigned entry_edit_once(struct check *c, const struct l2_table *t, uint32_t index,
+                                struct l2_entry *e, bool alone)
 {
-    const struct l2_entry old = l2_entry_load(c->g, table, index);
-    struct l2_entry e = old;
+    const struct l2_entry old = *e;
     struct l2_verdict v;
     uint64_t args[2];
+    unsigned edits = 0;
     l2_judge(c, old, table_guest_off(c, t, index), &v);
     for (unsigned i = 0; i < v.problem_count; i++) {
         if (!(problems[v.problems[i]].actions & ACT_EDIT_L2) ||
             !problem_fixable(c->opts, v.problems[i]))
             continue;
-        e = edited(c, e, v.problems[i], &v);
+        edits++;
+        *e = edited(c, *e, v.problems[i], &v);
         const struct finding f = {v.problems[i],
                                   (t->cluster << c->g->cluster_bits) +
                                       (uint64_t)index * c->g->l2_entry_bytes,
-                                  table_guest_off(c, t, index), e.raw, old.raw};
+                                  table_guest_off(c, t, index), e->raw, old.raw};
         problem_args(f.id, index, old, &v, args);
-        /* Something else lies in this cluster too: a write here would change that. */
-        if (refmap_count(&c->refs, t->cluster) != t->refs) {
+        if (alone)
+            sink_repaired(&c->sink, &f, args[0], args[1]);
+        else
             sink_declined(&c->sink, &f, args[0], args[1]);
-            continue;
-        }
-        sink_repaired(&c->sink, &f, args[0], args[1]);
-        l2_entry_store(c->g, table, index, e);
     }
-    return is_loss(c, old, l2_entry_load(c->g, table, index));
+    return edits;
+}
+
+/* One problem may hide another, which is then seen in the next round. True when the guest loses a
+ * cluster by it. */
+static bool entry_edit(struct check *c, const struct l2_table *t, uint32_t index, uint8_t *table)
+{
+    const struct l2_entry old = l2_entry_load(c->g, table, index);
+    struct l2_entry e = old;
+    /* Something else lies in this cluster too: a write here would change that. */
+    bool alone = refmap_count(&c->refs, t->cluster) == t->refs;
+    if (!(old.raw | old.bitmap))
+        return false;
+    for (unsigned round = 0; round < VERDICT_MAX; round++) {
+        if (!entry_edit_once(c, t, index, &e, alone) || !alone)
+            break;
+    }
+    if (alone)
+        l2_entry_store(c->g, table, index, e);
+    return alone && is_loss(c, old, e);
 }
 
 /* Entries [first, end), which are all lost or all kept, as one step. */

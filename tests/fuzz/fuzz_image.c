@@ -12,6 +12,7 @@
 #include "check/check.h"
 #include "fuzz.h"
 #include "image/snapshots.h"
+#include "io/undo.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -180,20 +181,33 @@ static void shape_pass(const uint8_t *data, size_t size)
     close_bytes(&o);
 }
 
-static void repair_pass(const uint8_t *data, size_t size)
+static void repair_pass(const uint8_t *data, size_t size, unsigned allow)
 {
     const struct image_options opts = {.writable = true, .for_check = true, .lazy_refcounts = -1};
+    struct qk_check_options how = QK_CHECK_OPTIONS_INIT;
     struct qk_check_result first, second;
+    struct undo_result undone;
+    struct qk_io *log = NULL;
     struct opened o;
+    size_t len;
 
     if (!open_bytes(&o, data, size, &opts))
         return;
-    int ret = check_bytes(&o, QK_FIX_LEAKS | QK_FIX_ERRORS, &first);
+    promise(io_mem_open(NULL, 0, 0, &log, NULL) == 0, "memory store opens");
+    how.fix = QK_FIX_LEAKS | QK_FIX_ERRORS;
+    how.allow = allow;
+    how.threads = 1;
+    int ret = check_image_saving(o.img, &how, log, &first, NULL);
     if (ret == 0 && first.corruptions + first.leaks + first.check_errors == 0) {
         promise(check_bytes(&o, 0, &second) == 0, "a repaired image can be checked");
         promise(second.corruptions + second.leaks + second.check_errors == 0,
                 "a repaired image is clean");
     }
+    if (first.undo_saved)
+        promise(undo_restore(log, o.file, &undone, NULL) == 0, "a repair can be taken back");
+    const uint8_t *now = io_mem_data(o.file, &len);
+    promise(len == size && memcmp(now, data, size) == 0, "an undo brings the bytes back");
+    io_close(log, NULL);
     close_bytes(&o);
 }
 
@@ -338,7 +352,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     check_pass(data, size);
     write_pass(data, size);
     shape_pass(data, size);
-    repair_pass(data, size);
+    repair_pass(data, size, 0);
+    repair_pass(data, size, ~0u);
     bitmap_pass(data, size);
     snapshot_pass(data, size);
     return 0;
