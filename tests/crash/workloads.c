@@ -173,8 +173,7 @@ static void run_shrink(struct recorder *rec)
             rec_flush(rec);
         uint64_t size =
             512 * (uint64_t)(1 + rec_random(rec, (uint32_t)(rec->model.max_bytes / 512)));
-        rec_resize(rec, size,
-                   i % 6 == 3 && !rec->backing ? QK_PREALLOC_METADATA : QK_PREALLOC_OFF);
+        rec_resize(rec, size, i % 6 == 3 && !rec->backing ? QK_PREALLOC_METADATA : QK_PREALLOC_OFF);
     }
     rec_flush(rec);
 }
@@ -361,7 +360,8 @@ static void __attribute__((constructor)) find_cipher(void)
     .options = {.lazy_refcounts = -1, .overlap = OVERLAP_CACHED}
 
 /* With an external data file for a disk of up to max_ bytes. */
-#define DATA(max_)     .create.data_file = "data", .max_bytes = (max_), .options.discard_to_file = true
+#define DATA(max_) .create.data_file = "data", .max_bytes = (max_), .options.discard_to_file = true
+/* One that is the disk for readers that know nothing of the tables. */
 #define RAW_DATA(max_) DATA(max_), .create.data_file_raw = true
 /* With subclusters: of a sector in the smallest clusters, which hold them. */
 #define SUBCLUSTERS(size_, cluster_bits_, order_)                                                  \
@@ -468,8 +468,8 @@ const struct workload workloads[] = {
      .run = run_snapshot_shrink},
     {"snapshot-shrink-backing", IMAGE(256 * K, 3, 11, 3), .max_bytes = 512 * K,
      .backing_bytes = 300 * K, .seed = 76, .run = run_snapshot_shrink},
-    {"snapshot-windows", IMAGE(384 * K, 3, 9, 6), .options.refcount_window_bytes = 512,
-     .seed = 73, .run = run_snapshots},
+    {"snapshot-windows", IMAGE(384 * K, 3, 9, 6), .options.refcount_window_bytes = 512, .seed = 73,
+     .run = run_snapshots},
     {"snapshot-extended", IMAGE(1 * M, 3, 14, 4), .create.extended_l2 = true, .seed = 74,
      .run = run_snapshots},
     {"snapshot-sizes", IMAGE(64 * K, 3, 9, 4), .max_bytes = 512 * K, .seed = 72,
@@ -519,20 +519,12 @@ const struct workload workloads[] = {
     {"sub-snapshots", SUBCLUSTERS(384 * K, 14, 4), .backing_bytes = 300 * K, .seed = 93,
      .run = run_snapshots},
     {"sub-amend", SUBCLUSTERS(512 * K, 14, 4), .seed = 94, .run = run_amend_width},
-    {"sub-data", SUBCLUSTERS(384 * K, 14, 4), DATA(384 * K), .backing_bytes = 300 * K, .seed = 95,
-     .run = run_mixed},
-    {"sub-data-raw", SUBCLUSTERS(384 * K, 14, 4), RAW_DATA(384 * K), .seed = 96, .run = run_mixed},
-    {"sub-data-shrink", SUBCLUSTERS(256 * K, 14, 4), DATA(512 * K), .seed = 97, .run = run_shrink},
     {"sub-aes", SUBCLUSTERS(384 * K, 14, 4), .create.encryption = &aes, .backing_bytes = 300 * K,
      .seed = 98, .run = run_mixed},
     {"sub-aes-prealloc", SUBCLUSTERS(384 * K, 14, 4), .create.encryption = &aes,
      .create.prealloc = QK_PREALLOC_METADATA, .seed = 99, .run = run_zero},
     {"sub-aes-data", SUBCLUSTERS(256 * K, 14, 4), DATA(512 * K), .create.encryption = &aes,
      .seed = 100, .run = run_shrink},
-    {"aes-data", IMAGE(256 * K, 3, 12, 4), DATA(512 * K), .create.encryption = &aes,
-     .seed = 101, .run = run_shrink},
-    {"aes-data-resize", IMAGE(64 * K, 3, 9, 4), DATA(1 * M), .create.encryption = &aes,
-     .seed = 102, .run = run_resize},
     {"repair-dirty", IMAGE(384 * K, 3, 9, 4), .create.lazy_refcounts = true, .damage = DAMAGE_DIRTY,
      .seed = 33, .run = run_after_repair},
     {"repair-dirty-growth", IMAGE(4608 * K, 3, 9, 6), .create.lazy_refcounts = true,
