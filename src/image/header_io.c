@@ -148,8 +148,9 @@ int image_begin_writing(struct image *img, struct qk_error *err)
     if (__atomic_load_n(&img->corrupt, __ATOMIC_RELAXED))
         return qk_fail_at(err, -EIO, WHERE(img->file->name, "header", QK_OFFSET_NONE),
                           "the image is corrupt: it is not written to any more");
-    if (__atomic_load_n(&img->writing_begun, __ATOMIC_ACQUIRE))
-        return 0;
+    int settled = header_io_settle(img, err);
+    if (settled < 0 || __atomic_load_n(&img->writing_begun, __ATOMIC_ACQUIRE))
+        return settled;
     if (!img->opts.writable)
         return qk_fail_at(err, -EROFS, WHERE(img->file->name, NULL, QK_OFFSET_NONE),
                           "opened read-only");

@@ -168,17 +168,6 @@ static int write_range(struct switching *s, uint64_t from, uint64_t to, struct q
     return ret;
 }
 
-/* After a failed switch the file may show either state: it shows the old one for certain, or we stop
- * writing to it, for what comes next relies on knowing. */
-static void restore(struct switching *s, uint64_t start)
-{
-    struct image *img = s->img;
-    uint64_t len = min_u64(SECTOR, img->g.cluster_bytes - start);
-    int ret = io_write(img->file, start, img->header_cluster + start, len, 0, NULL);
-    if (ret < 0 || io_flush(img->file, NULL) < 0)
-        __atomic_store_n(&img->corrupt, true, __ATOMIC_RELAXED);
-}
-
 static int write_switch(struct switching *s, uint64_t sector, struct qk_error *err)
 {
     uint64_t start = sector * SECTOR, end = start + SECTOR;
@@ -193,7 +182,7 @@ static int write_switch(struct switching *s, uint64_t sector, struct qk_error *e
     if (ret == 0)
         ret = io_flush(s->img->file, err);
     if (ret < 0)
-        restore(s, start);
+        header_io_restore(s->img, sector);
     return ret;
 }
 

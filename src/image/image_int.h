@@ -344,7 +344,8 @@ int header_io_parse_cluster(struct image *img, struct qk_error *err);
 /* After a write of the header that failed, with img->h as it was before: the file may show either,
  * so what was before is written again, in the sector of 512 bytes. header_lock held. */
 void header_io_restore(struct image *img, uint64_t sector);
-/* When that failed, too: tries anew. Before this succeeds no metadata is written. */
+/* When that failed, too: tries anew. Before this succeeds nothing else is written, so that clusters
+ * which only one of the two headers knows stay as they are. */
 int header_io_settle(struct image *img, struct qk_error *err);
 /* What changes beyond the fixed fields. Members that are NULL stay as they are. */
 struct header_change {

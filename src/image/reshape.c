@@ -331,8 +331,7 @@ static int switch_header(struct image *img, const struct header *h, struct qk_er
     if (ret == 0)
         return 0;
     set_header(img, &old);
-    if (write_header(img, NULL) < 0)
-        __atomic_store_n(&img->corrupt, true, __ATOMIC_RELAXED);
+    header_io_restore(img, 0);
     return ret;
 }
 
@@ -389,7 +388,7 @@ int reshape_run(struct reshape *r, struct qk_error *err)
     ret = switch_header(r->img, &h, err);
     if (ret == 0)
         adopt(r, TAKE(l1_dirty));
-    else if (r->img->corrupt)
+    else if (__atomic_load_n(&r->img->header_uncertain, __ATOMIC_ACQUIRE))
         r->sh.placed.len = 0; /* the header on disk may name these */
     return ret;
 }
