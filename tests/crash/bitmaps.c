@@ -199,9 +199,20 @@ static void change_disk(struct scene *s, uint32_t what)
                    QK_PREALLOC_OFF);
 }
 
+/* Bitmaps have no part in them, and must come through. */
+static void snapshot(struct scene *s)
+{
+    struct recorder *rec = &s->stage.rec;
+    if (rec_random(rec, 2))
+        rec_snapshot(rec);
+    else
+        rec_snapshot_delete(rec, rec_random(rec, 3));
+}
+
 static void step(struct scene *s)
 {
-    static void (*const others[])(struct scene *) = {add, drop, clear, toggle, merge, reopen};
+    static void (*const others[])(struct scene *) = {add,   drop,   clear,   toggle,
+                                                     merge, reopen, snapshot};
     struct recorder *rec = &s->stage.rec;
     uint32_t what = rec_random(rec, 24);
     if (rec->w->max_bytes && what < 4)
