@@ -56,8 +56,8 @@ void data_undo(struct image *img, struct cluster_run run)
 
 void data_discard(struct image *img, guest_off_t off, uint64_t len)
 {
-    /* Only a hint: a file system that cannot punch holes keeps the blocks. An old entry that a crash
-     * brings back would have encrypted holes read as neither old bytes nor zeroes. */
+    /* Only a hint: a file system that cannot punch holes keeps the blocks. An old entry that a
+     * crash brings back would have encrypted holes read as neither old bytes nor zeroes. */
     if (!img->g.data_file || !img->data || !img->opts.discard_to_file || image_is_encrypted(img))
         return;
     io_discard(img->data, off.v, min_u64(len, image_size(img) - off.v), NULL);

@@ -402,7 +402,7 @@ static int create_target(struct convert *c)
     return -1;
 }
 
-/* The guest's bytes go to a data file beside the target, which no lock keeps apart from a source. */
+/* The guest's bytes go to a data file beside the target; no lock keeps it apart from a source. */
 static bool overwrites_source(const struct convert *c, const char *name)
 {
     for (size_t i = 0; name && i < c->source_count; i++)
