@@ -279,7 +279,8 @@ static void tune_file(const struct create_plan *plan, const char *name)
 
 /* A file that exists keeps its content when it cannot become so long: what is to come behind its
  * end is made there first, and taken away again. */
-static int rehearse_raw(struct qk_io *file, const struct create_params *params, struct qk_error *err)
+static int rehearse_raw(struct qk_io *file, const struct create_params *params,
+                        struct qk_error *err)
 {
     uint64_t old;
     enum qk_prealloc mode =
