@@ -192,6 +192,17 @@ static int apply_blocks(struct check *c, bool raise, struct qk_error *err)
     return plan_barrier(c, err);
 }
 
+void references_drop(struct check *c, struct refmap_span span)
+{
+    refmap_drop(&c->refs, span);
+    for (uint64_t i = span.first; i < span.first + span.count; i++) {
+        uint64_t b = i >> c->g->refblock_bits;
+        if (b < c->reftable.len)
+            c->blocks[b] |= BLOCK_MISMATCH;
+    }
+    block_cache_drop(c);
+}
+
 int refcounts_lower(struct check *c, struct qk_error *err)
 {
     return apply_blocks(c, false, err);

@@ -50,6 +50,7 @@ static void check_release(struct check *c)
     free(c->blocks);
     l2_vec_free(&c->tables);
     u64_vec_free(&c->snapshot_l1);
+    u64_vec_free(&c->snapshot_kept);
     u64_vec_free(&c->reftable);
     step_vec_free(&c->steps);
     user_vec_free(&c->users);
@@ -93,6 +94,7 @@ static int repair_refcounts(struct check *c, struct qk_error *err)
         sink_message(&c->sink, "No room for a new refcount structure: repairing the old one");
         c->actions = (c->actions & ~(unsigned)ACT_REBUILD) | ACT_RAISE;
         copies_forget(c);
+        snapshots_forget(c);
     }
     return apply_refcounts(c, err);
 }
@@ -115,8 +117,8 @@ static int clear_bits(struct check *c, struct qk_error *err)
 static int repair(struct check *c, struct qk_error *err)
 {
     static int (*const parts[])(struct check *, struct qk_error *) = {
-        apply_edits, copies_place, repair_refcounts, copies_link,
-        copied_run,  plan_barrier, clear_bits,
+        apply_edits, snapshots_place, copies_place, repair_refcounts, snapshots_link,
+        copies_link, copied_run,      plan_barrier, clear_bits,
     };
     int ret = io_stage_open(c->file, &c->stage, err);
     if (ret < 0)

@@ -30,6 +30,7 @@ DEFINE_VECTOR(u64_vec, uint64_t)
  */
 #define HEADER_BACKING_OFF      8u
 #define HEADER_REFTABLE_OFF     48u
+#define HEADER_SNAPSHOTS_OFF    60u
 #define HEADER_INCOMPATIBLE_OFF 72u
 #define HEADER_AUTOCLEAR_OFF    88u
 
@@ -106,11 +107,13 @@ struct check {
     struct refmap refs;
     uint64_t *l1; /* active L1, host-endian */
     uint32_t l1_entries;
-    bool l1_bad;                /* the active L1 has entries to report */
-    bool snapshot_l1_bad;       /* a snapshot's L1 has */
-    bool tables_bad;            /* an L2 table has */
-    struct l2_vec tables;       /* sorted by cluster once roots is done */
-    struct u64_vec snapshot_l1; /* pairs: offset, bytes */
+    bool l1_bad;                  /* the active L1 has entries to report */
+    bool snapshot_l1_bad;         /* a snapshot's L1 has */
+    bool tables_bad;              /* an L2 table has */
+    struct l2_vec tables;         /* sorted by cluster once roots is done */
+    struct u64_vec snapshot_l1;   /* pairs: offset, bytes */
+    struct u64_vec snapshot_kept; /* pairs: offset and bytes of the entries that can be used */
+    struct refmap_span snapshot_old, snapshot_new; /* clusters of the table; the new one */
 
     struct u64_vec reftable; /* host-endian */
     uint8_t *blocks;         /* enum block_state | block_flag, for each entry of reftable */
@@ -184,6 +187,12 @@ int roots_collect(struct check *c, struct qk_error *err);
 int snapshots_collect(struct check *c, struct qk_error *err);
 int bitmaps_collect(struct check *c, struct qk_error *err);
 int bitmaps_drop(struct check *c, struct qk_error *err);
+/* A table without what cannot be used: before the refcounts, after them, and instead of that. */
+int snapshots_place(struct check *c, struct qk_error *err);
+int snapshots_link(struct check *c, struct qk_error *err);
+void snapshots_forget(struct check *c);
+/* Takes a reference off each cluster of a range whose last user went; lowers nothing yet. */
+void references_drop(struct check *c, struct refmap_span span);
 /* What an L1 entry is and what is wrong with it. */
 struct l1_verdict {
     bool usable; /* names a table that can be read */

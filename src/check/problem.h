@@ -29,6 +29,7 @@ enum action {
     ACT_EDIT_HEADER = 1u << 6,
     ACT_HOLD = 1u << 7, /* free and reuse nothing */
     ACT_DROP_BITMAPS = 1u << 8,
+    ACT_DROP_SNAPSHOTS = 1u << 9,
 };
 
 struct problem_info {

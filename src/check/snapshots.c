@@ -25,6 +25,11 @@ static void table_damaged(struct check *c, uint64_t off, const char *why)
     sink_found(&c->sink, &f, why);
 }
 
+static uint64_t entry_bytes(const struct snapshot_entry *e)
+{
+    return (uint64_t)ENTRY_HEAD_BYTES + e->extra_bytes + e->id_bytes + e->name_bytes;
+}
+
 /* Reads the entry at `off`; *next is where the following one starts. */
 static const char *entry_read(struct check *c, uint64_t off, struct snapshot_entry *e,
                               uint64_t *next)
@@ -42,7 +47,7 @@ static const char *entry_read(struct check *c, uint64_t off, struct snapshot_ent
         .name_bytes = load_be16(head + 14),
         .extra_bytes = load_be32(head + 36),
     };
-    uint64_t bytes = (uint64_t)sizeof(head) + e->extra_bytes + e->id_bytes + e->name_bytes;
+    uint64_t bytes = entry_bytes(e);
     if (!range_within(off, bytes, c->file_bytes))
         return "an entry reaches past the end of the file";
     *next = round_up(off + bytes, 8);
@@ -77,7 +82,9 @@ static int entry_note(struct check *c, const struct snapshot_entry *e, struct qk
         sink_found(&c->sink, &f, e->l1_off, bytes);
     }
     if (u64_vec_append(&c->snapshot_l1, e->l1_off) < 0 ||
-        u64_vec_append(&c->snapshot_l1, bytes) < 0)
+        u64_vec_append(&c->snapshot_l1, bytes) < 0 ||
+        u64_vec_append(&c->snapshot_kept, e->off) < 0 ||
+        u64_vec_append(&c->snapshot_kept, entry_bytes(e)) < 0)
         return qk_fail_nomem(err);
     return 0;
 }
@@ -123,5 +130,98 @@ int snapshots_collect(struct check *c, struct qk_error *err)
         sink_found(&c->sink, &f, (uint64_t)c->h->snapshot_count);
     }
     int ret = entries_collect(c, &end, err);
+    if (ret == 0 && !range_span(c, start, end - start, &c->snapshot_old))
+        c->snapshot_old = (struct refmap_span){0};
     return ret < 0 ? ret : count_inside(c, start, end - start, err);
+}
+
+/* ---- a table without what cannot be used ---- */
+
+static uint8_t *kept_entries(struct check *c, uint64_t *bytes, struct qk_error *err)
+{
+    const struct u64_vec *kept = &c->snapshot_kept;
+    *bytes = 0;
+    for (size_t i = 0; i + 1 < kept->len; i += 2)
+        *bytes += round_up(kept->ptr[i + 1], 8);
+    uint8_t *table = calloc(1, *bytes + 1), *at = table;
+    if (!table)
+        qk_fail_nomem(err);
+    for (size_t i = 0; table && i + 1 < kept->len; i += 2) {
+        if (io_read(c->file, kept->ptr[i], at, (size_t)kept->ptr[i + 1], err) < 0) {
+            free(table);
+            return NULL;
+        }
+        at += round_up(kept->ptr[i + 1], 8);
+    }
+    return table;
+}
+
+static int new_table(struct check *c, const uint8_t *table, uint64_t bytes, struct qk_error *err)
+{
+    struct refmap_span span = {c->clusters, div_round_up(bytes, c->g->cluster_bytes)};
+    const struct step what = {.action = "write the entries that can be used",
+                              .structure = "snapshot table",
+                              .count = c->snapshot_kept.len / 2};
+    const struct plan_bytes w = {span.first << c->g->cluster_bits, table, (size_t)bytes};
+    int ret = refmap_grow(&c->refs, span.first + span.count + 1, err);
+    if (ret == 0 && refmap_add(&c->refs, span, 1, 0) < 0)
+        ret = qk_fail_nomem(err);
+    if (ret < 0)
+        return ret;
+    c->clusters += span.count;
+    c->snapshot_new = span;
+    c->actions |= ACT_REBUILD;
+    ret = plan_write(c, &what, &w, err);
+    return ret < 0 ? ret : plan_barrier(c, err);
+}
+
+/* The new table lies behind the end of the file: what looks free may belong to a lost snapshot. */
+int snapshots_place(struct check *c, struct qk_error *err)
+{
+    if (!(c->actions & ACT_DROP_SNAPSHOTS))
+        return 0;
+    bool no_room = c->snapshot_kept.len && (!c->file->can_grow || c->no_growth);
+    if ((c->actions & ACT_HOLD) || no_room) {
+        snapshots_forget(c);
+        return 0;
+    }
+    uint64_t bytes;
+    CLEANUP_FREE uint8_t *table = kept_entries(c, &bytes, err);
+    if (!table)
+        return -EIO;
+    c->actions |= ACT_LOWER;
+    return bytes ? new_table(c, table, bytes, err) : 0;
+}
+
+/* Then what the lost snapshots named must stay as it is. */
+void snapshots_forget(struct check *c)
+{
+    if (!(c->actions & ACT_DROP_SNAPSHOTS))
+        return;
+    refmap_drop(&c->refs, c->snapshot_new);
+    c->snapshot_new = (struct refmap_span){0};
+    c->actions &= ~(unsigned)(ACT_DROP_SNAPSHOTS | ACT_LOWER);
+    c->actions |= ACT_HOLD;
+}
+
+int snapshots_link(struct check *c, struct qk_error *err)
+{
+    static const struct step what = {"name the new table", "header", .count = 2};
+    uint8_t fields[12];
+    if (!(c->actions & ACT_DROP_SNAPSHOTS))
+        return 0;
+    store_be32(fields, (uint32_t)(c->snapshot_kept.len / 2));
+    store_be64(fields + 4, c->snapshot_new.first << c->g->cluster_bits);
+    const struct plan_bytes w = {HEADER_SNAPSHOTS_OFF, fields, sizeof(fields)};
+    int ret = plan_write(c, &what, &w, err);
+    if (ret == 0)
+        ret = plan_barrier(c, err);
+    if (ret < 0)
+        return ret;
+    sink_message(&c->sink, "Dropping the snapshots that cannot be used");
+    sink_settle(&c->sink, PROBLEM_SNAPSHOT_TABLE);
+    sink_settle(&c->sink, PROBLEM_SNAPSHOT_L1_UNALIGNED);
+    sink_settle(&c->sink, PROBLEM_SNAPSHOT_L1_LARGE);
+    references_drop(c, c->snapshot_old);
+    return refcounts_lower(c, err);
 }
