@@ -54,8 +54,8 @@ static void test_refused_options(void)
         {"data_file_raw=on", EINVAL, "data-file-raw requires data-file"},
         {"encrypt.format=x", EINVAL, "Parameter 'format' does not accept value 'x'"},
         {"encrypt.cipher-alg=aes-256", EINVAL, "Parameter 'encrypt.format' is missing"},
-        {"encrypt.format=luks", ENOTSUP, "Encryption is not supported by this version"},
-        {"encryption=on", ENOTSUP, "Encryption is not supported by this version"},
+        {"encrypt.format=luks", EINVAL, "Parameter 'encrypt.key-secret' is required for cipher"},
+        {"encryption=on", EINVAL, "Parameter 'encrypt.key-secret' is required for cipher"},
         {"size=4E", EFBIG,
          "The image size is too large for file format 'qcow2' (try using a larger "
          "cluster size)"},
