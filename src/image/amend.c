@@ -126,12 +126,14 @@ static int write_snapshots(struct image *img, struct header *h, struct cluster_r
         at += snapshot_bytes(&v.ptr[i], 3);
     }
     snapshots_free_all(&v);
+    struct cluster_run place;
     if (ret == 0) {
         LOCK_SCOPE(&img->alloc_lock);
-        ret = alloc_exact(img, clusters, run, err);
+        ret = alloc_exact(img, clusters, &place, err);
     }
     if (ret < 0)
         return ret;
+    *run = place; /* to be given back, should anything fail from here on */
     h->snapshots_off = run->first << img->g.cluster_bits;
     ret = overlap_check(img, 0, h->snapshots_off, clusters << img->g.cluster_bits, err);
     if (ret == 0)
