@@ -561,7 +561,7 @@ struct qk_problem {
     const char *snapshot; /* id of the snapshot that it concerns; NULL: none, or not known */
 };
 
-/* One step of a repair. Strings are valid during the callback only, but for action and structure. */
+/* One step of a repair. Strings are static. */
 struct qk_plan_step {
     size_t struct_size;
     const char *action;     /* e.g. "raise refcounts", "clear entry" */

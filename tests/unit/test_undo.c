@@ -1,0 +1,154 @@
+/*
+ * test_undo.c - taking repairs back through the public calls, what is refused, and logs that cannot
+ * be written: then nothing is repaired. What a power cut leaves is in test_check_crash.c.
+ */
+#include "check_test.h"
+#include "io/undo.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define FIX_ALL (QK_FIX_LEAKS | QK_FIX_ERRORS)
+
+static void damage(struct qk_io *io)
+{
+    write_be64(io, l2_place(io, 30), read_be64(io, l2_place(io, 4)));
+    set_refcount(io, 0, 0);
+}
+
+static void store_in_file(const char *name, struct qk_io *io)
+{
+    size_t bytes;
+    const uint8_t *data = io_mem_data(io, &bytes);
+    FILE *f = fopen(name, "wb");
+    CHECK_EQ(fwrite(data, 1, bytes, f), bytes);
+    fclose(f);
+}
+
+static bool file_is(const char *name, struct qk_io *io)
+{
+    size_t bytes;
+    const uint8_t *data = io_mem_data(io, &bytes);
+    uint8_t *now = malloc(bytes + 1);
+    FILE *f = fopen(name, "rb");
+    bool same = fread(now, 1, bytes + 1, f) == bytes && !memcmp(now, data, bytes);
+    fclose(f);
+    free(now);
+    return same;
+}
+
+static int repair(const char *name, const char *undo, struct qk_check_result *r,
+                  struct qk_error *err)
+{
+    struct qk_open_options how = QK_OPEN_OPTIONS_INIT;
+    struct qk_check_options opts = QK_CHECK_OPTIONS_INIT;
+    struct qk_disk *disk = NULL;
+    how.flags = QK_OPEN_RDWR | QK_OPEN_CHECK;
+    how.format = "qcow2";
+    opts.fix = FIX_ALL;
+    opts.undo_file = undo;
+    *r = (struct qk_check_result)QK_CHECK_RESULT_INIT;
+    CHECK_OK(qk_disk_open(name, &how, &disk, NULL));
+    int ret = qk_disk_check(disk, &opts, r, err);
+    CHECK_OK(qk_disk_close(disk, NULL));
+    return ret;
+}
+
+static void test_files(const char *folder)
+{
+    char name[300], other[300], undo[300];
+    struct qk_undo_result u = QK_UNDO_RESULT_INIT;
+    struct qk_error err = {0};
+    struct qk_check_result r;
+    struct qk_io *io = make_image(12, 4);
+    struct stat st;
+    snprintf(name, sizeof(name), "%s/disk", folder);
+    snprintf(other, sizeof(other), "%s/other", folder);
+    snprintf(undo, sizeof(undo), "%s/disk.undo", folder);
+    store_in_file(other, io);
+    damage(io);
+    store_in_file(name, io);
+    CHECK_OK(repair(name, undo, &r, NULL));
+    CHECK(r.undo_saved && r.steps && r.corruptions_fixed);
+    CHECK(!file_is(name, io));
+    CHECK_EQ(qk_undo(other, undo, &u, &err), -EUCLEAN);
+    CHECK_EQ(qk_undo(name, name, &u, &err), -EINVAL);
+    CHECK_STR(err.text, "not an undo file");
+    for (int i = 0; i < 2; i++) {
+        CHECK_OK(qk_undo(name, undo, &u, NULL));
+        CHECK(u.bytes && !u.never_begun);
+        CHECK(file_is(name, io));
+    }
+    /* One that is there is never replaced, and then nothing is repaired. */
+    CHECK_EQ(repair(name, undo, &r, &err), -EEXIST);
+    CHECK(file_is(name, io));
+    unlink(undo);
+    CHECK_OK(repair(name, NULL, &r, NULL));
+    CHECK_OK(repair(name, undo, &r, NULL));
+    CHECK(!r.steps && !r.undo_saved && stat(undo, &st) < 0); /* nothing was left to do */
+    unlink(name);
+    unlink(other);
+    io_close(io, NULL);
+}
+
+/* A log with room for some of the records only. */
+static void test_no_room(size_t room)
+{
+    struct qk_io *io = make_image(12, 4), *log = NULL, *copy = NULL;
+    struct qk_check_options opts = QK_CHECK_OPTIONS_INIT;
+    struct qk_check_result r;
+    size_t bytes, now_bytes;
+    damage(io);
+    const uint8_t *now = io_mem_data(io, &bytes);
+    CHECK_OK(io_mem_open(now, bytes, 0, &copy, NULL));
+    CHECK_OK(io_mem_open(NULL, 0, room, &log, NULL));
+    struct image *img = open_for_check(io, true);
+    opts.fix = FIX_ALL;
+    CHECK_EQ(check_image_saving(img, &opts, log, &r, NULL), -ENOSPC);
+    CHECK(!r.undo_saved);
+    image_abandon(img);
+    const uint8_t *before = io_mem_data(copy, &bytes);
+    now = io_mem_data(io, &now_bytes);
+    CHECK(now_bytes == bytes && !memcmp(now, before, bytes));
+    io_close(log, NULL);
+    io_close(copy, NULL);
+    io_close(io, NULL);
+}
+
+/* A write that nobody announced, a growth and a cut, through the filter alone. */
+static void test_filter(void)
+{
+    struct qk_io *store = NULL, *log = NULL, *undo = NULL;
+    struct undo_result result;
+    uint8_t bytes[5000], word[700];
+    size_t now_bytes;
+    for (size_t i = 0; i < sizeof(bytes); i++)
+        bytes[i] = (uint8_t)(i * 7);
+    memset(word, 0xaa, sizeof(word));
+    CHECK_OK(io_mem_open(bytes, sizeof(bytes), 0, &store, NULL));
+    CHECK_OK(io_mem_open(NULL, 0, 0, &log, NULL));
+    CHECK_OK(io_undo_open(store, log, &undo, NULL));
+    CHECK_OK(io_write(undo, 700, word, sizeof(word), 0, NULL));
+    CHECK_OK(io_write(undo, 4900, word, sizeof(word), 0, NULL));
+    CHECK_OK(io_resize(undo, 3001, QK_PREALLOC_OFF, NULL));
+    CHECK_OK(io_zero_or_write(undo, 10, 2000, 0, NULL));
+    CHECK_OK(io_flush(undo, NULL));
+    CHECK_OK(undo_restore(log, store, &result, NULL));
+    const uint8_t *now = io_mem_data(store, &now_bytes);
+    CHECK(now_bytes == sizeof(bytes) && !memcmp(now, bytes, sizeof(bytes)));
+    io_close(undo, NULL);
+    io_close(log, NULL);
+    io_close(store, NULL);
+}
+
+int main(void)
+{
+    char folder[] = "/tmp/qcowkit-undo.XXXXXX";
+    CHECK(mkdtemp(folder) != NULL);
+    test_files(folder);
+    rmdir(folder);
+    for (size_t room = 1; room < 1200; room += 97)
+        test_no_room(room);
+    test_filter();
+    return TEST_SUMMARY();
+}
