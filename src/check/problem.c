@@ -96,6 +96,7 @@ static void hand_on(struct sink *s, const struct finding *f, bool repaired, va_l
         .guest_off = f->guest_off,
         .expected = f->expected,
         .found = f->found,
+        .snapshot = s->snapshot,
     };
     s->opts->on_problem(s->opts->opaque, &problem);
 }

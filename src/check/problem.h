@@ -53,6 +53,7 @@ struct sink {
     struct qk_check_result *result;
     uint64_t seen[PROBLEM_COUNT];
     uint64_t open[PROBLEM_COUNT]; /* seen and not repaired */
+    const char *snapshot;         /* id of the one that is looked at; NULL: none, or not known */
 };
 
 /* A new finding. What this run will repair and announce then (edits) is counted only. The

@@ -62,7 +62,9 @@ static void entry_damaged(struct check *c, const struct snapshot_entry *e, enum 
     io_read(c->file, at + e->id_bytes, name, min_u64(e->name_bytes, NAME_SHOWN), NULL);
     uint64_t value = id == PROBLEM_SNAPSHOT_L1_LARGE ? e->l1_entries : e->l1_off;
     const struct finding f = {id, e->off, QK_OFFSET_NONE, 0, value};
+    c->sink.snapshot = label;
     sink_found(&c->sink, &f, label, name, value);
+    c->sink.snapshot = NULL;
 }
 
 static int entry_note(struct check *c, const struct snapshot_entry *e, struct qk_error *err)
