@@ -46,13 +46,14 @@ static void write_problem(struct check_findings *f, FILE *out, const struct qk_p
     fprintf(out, "    %s\n    Repair: %s.\n", p->explanation, repair_text(p->repair));
 }
 
-static void keep(struct check_findings *f, char *text, enum qk_severity severity)
+static void keep(struct check_findings *f, char *text, const struct qk_problem *p)
 {
     if (f->count == f->room) {
         f->room = f->room ? 2 * f->room : 64;
         f->item = xrealloc(f->item, f->room * sizeof(*f->item));
     }
-    f->item[f->count++] = (struct check_finding){text, severity};
+    f->item[f->count++] =
+        (struct check_finding){text, f->json ? check_json_held(f->json, p) : NULL, p->severity};
 }
 
 void findings_on_problem(void *findings, const struct qk_problem *problem)
@@ -75,7 +76,7 @@ void findings_on_problem(void *findings, const struct qk_problem *problem)
     write_problem(f, out, problem);
     fclose(out);
     if (text)
-        keep(f, text, problem->severity);
+        keep(f, text, problem);
 }
 
 static void print_step(struct check_findings *f, const struct qk_plan_step *s)
@@ -132,6 +133,7 @@ void findings_keep_common(struct check_findings *now, struct check_findings *bef
         if (!before->count ||
             !bsearch(&item, before->item, before->count, sizeof(item), compare_texts)) {
             free(item.text);
+            free(item.json);
             continue;
         }
         now->item[kept++] = item;
@@ -144,14 +146,23 @@ void findings_keep_common(struct check_findings *now, struct check_findings *bef
 
 void findings_print(const struct check_findings *findings)
 {
-    for (size_t i = 0; i < findings->count; i++)
+    for (size_t i = 0; i < findings->count; i++) {
         fputs(findings->item[i].text, stderr);
+        if (findings->item[i].json)
+            check_json_released(findings->json, findings->item[i].json);
+    }
+}
+
+static void free_item(struct check_finding *item)
+{
+    free(item->text);
+    free(item->json);
 }
 
 void findings_free(struct check_findings *findings)
 {
     for (size_t i = 0; i < findings->count; i++)
-        free(findings->item[i].text);
+        free_item(&findings->item[i]);
     free(findings->item);
     findings->item = NULL;
     findings->count = findings->room = 0;

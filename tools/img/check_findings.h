@@ -11,6 +11,7 @@
 
 struct check_finding {
     char *text; /* all lines that are printed for it */
+    char *json; /* NULL: not wanted */
     enum qk_severity severity;
 };
 

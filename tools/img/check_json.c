@@ -38,26 +38,50 @@ static void maybe_uint(struct json *json, const char *key, uint64_t value)
         json_uint(json, key, value);
 }
 
+static void write_problem(struct json *json, const struct qk_problem *p)
+{
+    json_open(json, NULL, '{');
+    json_uint(json, "number", p->number);
+    json_text(json, "name", p->name);
+    json_text(json, "structure", p->structure);
+    json_text(json, "text", p->text);
+    json_text(json, "severity", severity_name(p->severity));
+    json_text(json, "repair", repair_name(p));
+    json_bool(json, "repaired", p->repaired);
+    maybe_uint(json, "offset", p->file_off);
+    maybe_uint(json, "guest-offset", p->guest_off);
+    if (p->snapshot)
+        json_text(json, "snapshot", p->snapshot);
+    json_uint(json, "expected", p->expected);
+    json_uint(json, "found", p->found);
+    json_close(json, '}');
+}
+
 void check_json_problem(struct check_json *j, const struct qk_problem *p)
 {
     if (!j->details || j->open > 1)
         return;
     open_list(j, 1);
-    json_open(&j->json, NULL, '{');
-    json_uint(&j->json, "number", p->number);
-    json_text(&j->json, "name", p->name);
-    json_text(&j->json, "structure", p->structure);
-    json_text(&j->json, "text", p->text);
-    json_text(&j->json, "severity", severity_name(p->severity));
-    json_text(&j->json, "repair", repair_name(p));
-    json_bool(&j->json, "repaired", p->repaired);
-    maybe_uint(&j->json, "offset", p->file_off);
-    maybe_uint(&j->json, "guest-offset", p->guest_off);
-    if (p->snapshot)
-        json_text(&j->json, "snapshot", p->snapshot);
-    json_uint(&j->json, "expected", p->expected);
-    json_uint(&j->json, "found", p->found);
-    json_close(&j->json, '}');
+    write_problem(&j->json, p);
+}
+
+char *check_json_held(const struct check_json *j, const struct qk_problem *p)
+{
+    char *text = NULL;
+    size_t size;
+    FILE *out = j->details ? open_memstream(&text, &size) : NULL;
+    if (!out)
+        return NULL;
+    struct json json = JSON_COMPACT(out);
+    write_problem(&json, p);
+    fclose(out);
+    return text;
+}
+
+void check_json_released(struct check_json *j, const char *text)
+{
+    open_list(j, 1);
+    json_raw(&j->json, NULL, text);
 }
 
 void check_json_step(struct check_json *j, const struct qk_plan_step *s)

@@ -205,7 +205,8 @@ static int check_again(struct check_run *run, struct qk_error *err)
 static int look_again(struct check_run *run, struct qk_error *err)
 {
     struct check_findings before = run->findings;
-    run->findings = (struct check_findings){.explain = before.explain, .hold = true};
+    run->findings =
+        (struct check_findings){.explain = before.explain, .hold = true, .json = before.json};
     drop_image(&run->disk);
     int ret = open_image(run->name, &run->request, &run->disk);
     if (ret == 0)
