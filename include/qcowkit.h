@@ -38,10 +38,16 @@ extern "C" {
 #define QK_PRINTF(fmt_, args_)
 #endif
 
+/* What the *_INIT macros are made of. */
+#define QK_SIZED(type_)                                                                            \
+    {                                                                                              \
+        .struct_size = sizeof(type_)                                                               \
+    }
+
 /* "0.1.0": the version of the library that runs, which may be newer than this header. MT-safe. */
 QK_API const char *qk_version(void);
 
-/* ---- errors ------------------------------------------------------------------------------ */
+/* ---- errors ----------------------------------------------------------------------------- */
 
 #define QK_OFFSET_NONE UINT64_MAX
 
@@ -54,7 +60,7 @@ struct qk_error {
     uint64_t offset;    /* byte offset of the structure in that file, QK_OFFSET_NONE if none */
 };
 
-/* ---- sizes ------------------------------------------------------------------------------- */
+/* ---- sizes ------------------------------------------------------------------------------ */
 
 /*
  * Parses "64k", "1.5G", "0x200": digits, optional fraction, optional suffix of B K M G T P E (any
@@ -67,7 +73,7 @@ QK_API int qk_parse_size(const char *text, char unit, uint64_t *bytes);
 #define QK_SIZE_TEXT_MAX 32
 QK_API char *qk_format_size(uint64_t bytes, char buf[QK_SIZE_TEXT_MAX]);
 
-/* ---- secrets ----------------------------------------------------------------------------- */
+/* ---- secrets ---------------------------------------------------------------------------- */
 
 /*
  * Keys and passphrases by name. What is added is kept in memory that qk_secrets_free wipes, appears
@@ -90,7 +96,18 @@ QK_API int qk_secrets_add(struct qk_secrets *secrets, const char *id, const void
 QK_API int qk_secrets_define(struct qk_secrets *secrets, const char *const *definition,
                              struct qk_error *err);
 
-/* ---- opening ----------------------------------------------------------------------------- */
+/* ---- progress --------------------------------------------------------------------------- */
+
+/*
+ * How long work reports and is stopped. report() is called from one thread at a time, with done
+ * <= total; a return value other than 0 cancels the work, which then ends with -ECANCELED.
+ */
+struct qk_progress {
+    int (*report)(void *opaque, uint64_t done, uint64_t total);
+    void *opaque;
+};
+
+/* ---- opening ---------------------------------------------------------------------------- */
 
 /* A disk as a guest sees it: an image of any format with the chain of backing files below it. */
 struct qk_disk;
@@ -107,9 +124,9 @@ enum qk_open_flag {
     QK_OPEN_NO_IO = 1u << 8,         /* metadata only (info): no guest data will be read */
     QK_OPEN_SNAPSHOT = 1u << 9,      /* -s: writes go to a temporary overlay */
     QK_OPEN_COPY_ON_READ = 1u << 10, /* -C: what is read from below is kept in the top image */
+    QK_OPEN_ZERO_TARGET = 1u << 11,  /* for a write-only conversion target: backing is not needed */
     QK_OPEN_NO_SHARE = 1u << 12,     /* no other program may write meanwhile, to raw images either;
                                         FORCE_SHARE outweighs it */
-    QK_OPEN_ZERO_TARGET = 1u << 11,  /* for a write-only conversion target: backing is not needed */
 };
 
 /* Which names found inside an image may be followed (INV-7). */
@@ -132,10 +149,7 @@ struct qk_open_options {
                                          the call; or NULL */
     const char *snapshot_id, *snapshot_name; /* the same for one that has both (NULL: any) */
 };
-#define QK_OPEN_OPTIONS_INIT                                                                       \
-    {                                                                                              \
-        .struct_size = sizeof(struct qk_open_options)                                              \
-    }
+#define QK_OPEN_OPTIONS_INIT QK_SIZED(struct qk_open_options)
 
 /*
  * Opens `name`: a file name, "json:{...}", "blkdebug:config:image", "nbd:..."; NULL when `opts`
@@ -155,7 +169,7 @@ QK_API int qk_disk_open(const char *name, const struct qk_open_options *opts, st
  */
 QK_API int qk_disk_close(struct qk_disk *disk, struct qk_error *err);
 
-/* ---- reading and writing ----------------------------------------------------------------- */
+/* ---- reading and writing ---------------------------------------------------------------- */
 
 enum qk_write_flag {
     QK_WRITE_FUA = 1u << 0,         /* stable when the call returns */
@@ -211,7 +225,7 @@ QK_API int qk_disk_write_vm_state(struct qk_disk *disk, uint64_t off, const void
 /* Makes everything that completed before the call stable. MT-safe; concurrent calls merge. */
 QK_API int qk_disk_flush(struct qk_disk *disk, struct qk_error *err);
 
-/* ---- block status ------------------------------------------------------------------------ */
+/* ---- block status ----------------------------------------------------------------------- */
 
 enum qk_extent_flag {
     QK_EXTENT_DATA = 1u << 0,      /* bytes are stored */
@@ -242,7 +256,7 @@ enum qk_status_flag {
 QK_API int qk_disk_status(struct qk_disk *disk, uint64_t off, uint64_t len, unsigned flags,
                           struct qk_extent *extent, struct qk_error *err);
 
-/* ---- creating, resizing ------------------------------------------------------------------ */
+/* ---- creating and resizing -------------------------------------------------------------- */
 
 enum qk_prealloc { QK_PREALLOC_OFF, QK_PREALLOC_METADATA, QK_PREALLOC_FALLOC, QK_PREALLOC_FULL };
 
@@ -275,10 +289,7 @@ struct qk_create_context {
     size_t struct_size;
     const struct qk_secrets *secrets; /* for encrypt.key-secret; or NULL */
 };
-#define QK_CREATE_CONTEXT_INIT                                                                     \
-    {                                                                                              \
-        .struct_size = sizeof(struct qk_create_context)                                            \
-    }
+#define QK_CREATE_CONTEXT_INIT QK_SIZED(struct qk_create_context)
 /* qk_create with a context, which may be NULL. */
 QK_API int qk_create_with(const char *name, const char *format, const char *const *options,
                           const struct qk_create_context *context, struct qk_error *err);
@@ -293,17 +304,21 @@ QK_API int qk_create_with(const char *name, const char *format, const char *cons
 enum qk_create_flag { QK_CREATE_UNCHECKED_BACKING = 1u << 0 };
 QK_API int qk_create_resolve(const char *name, const char *format, const char *const *options,
                              unsigned flags, char ***resolved, struct qk_error *err);
+/* Releases what qk_create_resolve gave; NULL is allowed. MT-safe. */
 QK_API void qk_options_free(char **list);
 
 /*
- * Changes the virtual size. Growing gives zeroes; shrinking needs QK_RESIZE_SHRINK. Exclusive
- * with respect to data in the range that goes away; otherwise MT-safe.
+ * Changes the virtual size. Growing gives zeroes, also over a longer backing file; shrinking needs
+ * QK_RESIZE_SHRINK and is the new size in one step, the space is given back after that. `prealloc`
+ * is for what is added. -EINVAL: smaller without the flag; -ENOTSUP: the format, or a mode that
+ * it has not, or another size of a version 2 image with snapshots; -EFBIG, -ENOSPC, -EROFS.
+ * Exclusive with respect to data in the range that goes away; otherwise MT-safe.
  */
 enum qk_resize_flag { QK_RESIZE_SHRINK = 1u << 0 };
 QK_API int qk_disk_resize(struct qk_disk *disk, uint64_t size, enum qk_prealloc prealloc,
                           unsigned flags, struct qk_error *err);
 
-/* ---- information ------------------------------------------------------------------------- */
+/* ---- information ------------------------------------------------------------------------ */
 
 /* What is known of an open disk. Strings belong to the disk. */
 struct qk_info {
@@ -331,15 +346,12 @@ struct qk_info {
         const char *encryption;                       /* NULL, "aes", "luks" */
         uint64_t incompatible, compatible, autoclear; /* feature bits, raw */
     } qcow2;
-    bool probed; /* format by probing; a raw image then guards its first sector */
+    bool probed;                /* format by probing; a raw image then guards its first sector */
     const char *data_file_full; /* the external data file that is open; NULL: none */
     const char *file_name;   /* of the child that holds the format's bytes; NULL: there is none */
     const char *file_driver; /* "file", "host_device", "blkdebug", ... */
 };
-#define QK_INFO_INIT                                                                               \
-    {                                                                                              \
-        .struct_size = sizeof(struct qk_info)                                                      \
-    }
+#define QK_INFO_INIT QK_SIZED(struct qk_info)
 
 /* Fills info (set up with QK_INFO_INIT) with what is known. Reads no guest data. MT-safe. */
 QK_API int qk_disk_info(struct qk_disk *disk, struct qk_info *info, struct qk_error *err);
@@ -361,15 +373,14 @@ struct qk_encryption_info {
         uint64_t key_offset;
     } slots[8];
 };
-#define QK_ENCRYPTION_INFO_INIT                                                                    \
-    {                                                                                              \
-        .struct_size = sizeof(struct qk_encryption_info)                                           \
-    }
+#define QK_ENCRYPTION_INFO_INIT QK_SIZED(struct qk_encryption_info)
 /* Needs no secret (QK_OPEN_NO_IO). -ENOTSUP: not encrypted. MT-safe. */
 QK_API int qk_disk_encryption(struct qk_disk *disk, struct qk_encryption_info *info,
                               struct qk_error *err);
 
-/* One internal snapshot (section "Snapshots"). Strings belong to the disk, until its snapshots are
+/* ---- internal snapshots ----------------------------------------------------------------- */
+
+/* One internal snapshot (Format, "Snapshots"). Strings belong to the disk, until its snapshots are
  * changed. */
 struct qk_snapshot_info {
     size_t struct_size;
@@ -378,10 +389,8 @@ struct qk_snapshot_info {
     int64_t date_sec;
     uint32_t date_nsec;
 };
-#define QK_SNAPSHOT_INFO_INIT                                                                      \
-    {                                                                                              \
-        .struct_size = sizeof(struct qk_snapshot_info)                                             \
-    }
+#define QK_SNAPSHOT_INFO_INIT QK_SIZED(struct qk_snapshot_info)
+/* index counts from 0 up to qk_info.snapshot_count. -EINVAL: there is none. MT-safe. */
 QK_API int qk_disk_snapshot(struct qk_disk *disk, uint32_t index, struct qk_snapshot_info *info,
                             struct qk_error *err);
 /* Bytes in the file that nothing but this snapshot uses: what deleting it would free. Reads only
@@ -406,22 +415,24 @@ struct qk_snapshot_options {
     int64_t date_sec; /* 0: now */
     uint32_t date_nsec;
 };
-#define QK_SNAPSHOT_OPTIONS_INIT                                                                   \
-    {                                                                                              \
-        .struct_size = sizeof(struct qk_snapshot_options)                                          \
-    }
+#define QK_SNAPSHOT_OPTIONS_INIT QK_SIZED(struct qk_snapshot_options)
+/* Keeps the disk's present content under a name. */
 QK_API int qk_disk_snapshot_create(struct qk_disk *disk, const struct qk_snapshot_options *opts,
                                    struct qk_error *err);
+/* Clusters that nothing else uses are free then. */
 QK_API int qk_disk_snapshot_delete(struct qk_disk *disk, const char *id, const char *name,
                                    struct qk_error *err);
 /* The disk becomes what it was in the snapshot, which stays. Its size may change (not in version 2:
  * -ENOTSUP). -EBUSY: the image has persistent bitmaps, which would describe another disk. */
 QK_API int qk_disk_snapshot_apply(struct qk_disk *disk, const char *id, const char *name,
                                   struct qk_error *err);
+/* new_name need not be unique. */
 QK_API int qk_disk_snapshot_rename(struct qk_disk *disk, const char *id, const char *name,
                                    const char *new_name, struct qk_error *err);
 
-/* One persistent bitmap (section "Bitmaps extension"). Strings belong to the disk. */
+/* ---- persistent bitmaps ----------------------------------------------------------------- */
+
+/* One persistent bitmap (Format, "Bitmaps extension"). Strings belong to the disk. */
 struct qk_bitmap_info {
     size_t struct_size;
     const char *name;
@@ -429,10 +440,7 @@ struct qk_bitmap_info {
     bool in_use;          /* a program had it open and did not write it back: not to be trusted */
     bool enabled;         /* records writes once the image is opened for writing */
 };
-#define QK_BITMAP_INFO_INIT                                                                        \
-    {                                                                                              \
-        .struct_size = sizeof(struct qk_bitmap_info)                                               \
-    }
+#define QK_BITMAP_INFO_INIT QK_SIZED(struct qk_bitmap_info)
 /* index counts from 0 up to qk_info.bitmap_count. -EINVAL for no such bitmap or a malformed
  * directory. MT-safe. */
 QK_API int qk_disk_bitmap(struct qk_disk *disk, uint32_t index, struct qk_bitmap_info *info,
@@ -473,39 +481,12 @@ QK_API int qk_disk_bitmap_clear(struct qk_disk *disk, const char *name, struct q
 QK_API int qk_disk_bitmap_enable(struct qk_disk *disk, const char *name, struct qk_error *err);
 QK_API int qk_disk_bitmap_disable(struct qk_disk *disk, const char *name, struct qk_error *err);
 /* Makes dirty in bitmap `name` of disk what is dirty in bitmap `source_name` of `source`, which may
- * be the same disk, or another one of the same size. Granularities may differ. -EINVAL: sizes do. */
+ * be the same disk, or another one of the same size; granularities may differ. -EINVAL: the sizes
+ * do. */
 QK_API int qk_disk_bitmap_merge(struct qk_disk *disk, const char *name, struct qk_disk *source,
                                 const char *source_name, struct qk_error *err);
 
-/* ---- breakpoints ------------------------------------------------------------------------- */
-
-/*
- * For tests: the next request of a disk over blkdebug that comes to `event` ("l2_load",
- * "write_aio", ...) stops there, under the name `tag`, until it is resumed or the breakpoint is
- * removed; the call that made the request waits meanwhile. -ENOTSUP: the disk is not over blkdebug;
- * -ENOENT: no such event. MT-safe.
- */
-QK_API int qk_disk_set_break(struct qk_disk *disk, const char *event, const char *tag,
-                             struct qk_error *err);
-/* Removes it and lets its requests go on. -ENOENT: no such tag. MT-safe. */
-QK_API int qk_disk_remove_break(struct qk_disk *disk, const char *tag, struct qk_error *err);
-/* Lets a stopped request go on. -ENOENT: none has stopped under that name. MT-safe. */
-QK_API int qk_disk_resume(struct qk_disk *disk, const char *tag, struct qk_error *err);
-/* 1 when a request has stopped under that name, else 0. MT-safe. */
-QK_API int qk_disk_is_stopped(struct qk_disk *disk, const char *tag, struct qk_error *err);
-
-/* ---- long work --------------------------------------------------------------------------- */
-
-/*
- * How long work reports and is stopped. report() is called from one thread at a time, with done
- * <= total; a return value other than 0 cancels the work, which then ends with -ECANCELED.
- */
-struct qk_progress {
-    int (*report)(void *opaque, uint64_t done, uint64_t total);
-    void *opaque;
-};
-
-/* ---- amend ------------------------------------------------------------------------------- */
+/* ---- amending --------------------------------------------------------------------------- */
 
 /* The options that qk_disk_amend takes for `format`; *count gets their number. NULL: none. Static
  * storage. MT-safe. */
@@ -520,10 +501,7 @@ struct qk_amend_settings {
     const struct qk_secrets *secrets; /* for encrypt.*-secret; or NULL */
     struct qk_progress progress;
 };
-#define QK_AMEND_SETTINGS_INIT                                                                     \
-    {                                                                                              \
-        .struct_size = sizeof(struct qk_amend_settings)                                            \
-    }
+#define QK_AMEND_SETTINGS_INIT QK_SIZED(struct qk_amend_settings)
 
 /*
  * Changes options of the image of `disk`, opened with QK_OPEN_RDWR: a NULL-terminated list of
@@ -534,12 +512,12 @@ struct qk_amend_settings {
  * width takes room for the new refcount blocks in the file, and memory for the refcount table and
  * 4 MiB. -EINVAL: unknown or wrong option, a refcount that does not fit (the cluster is named);
  * -ENOTSUP: format, or a feature that the older version does not have; -ENOSPC, -ECANCELED.
- * Exclusive (section "Header").
+ * Exclusive. (Format, "Header".)
  */
 QK_API int qk_disk_amend(struct qk_disk *disk, const char *const *options,
                          const struct qk_amend_settings *settings, struct qk_error *err);
 
-/* ---- check and repair -------------------------------------------------------------------- */
+/* ---- check and repair ------------------------------------------------------------------- */
 
 enum qk_severity { QK_SEVERITY_NONE, QK_SEVERITY_LEAK, QK_SEVERITY_CORRUPTION, QK_SEVERITY_ERROR };
 enum qk_repair { QK_REPAIR_NONE, QK_REPAIR_SAFE, QK_REPAIR_LOSSY, QK_REPAIR_ASK };
@@ -564,11 +542,11 @@ struct qk_problem {
 /* One step of a repair. Strings are static. */
 struct qk_plan_step {
     size_t struct_size;
-    const char *action;     /* e.g. "raise refcounts", "clear entry" */
-    const char *structure;  /* e.g. "refcount block" */
+    const char *action;       /* e.g. "raise refcounts", "clear entry" */
+    const char *structure;    /* e.g. "refcount block" */
     uint64_t file_off, bytes; /* what is written; in one epoch with its neighbours */
-    uint64_t count;         /* of the values in it that change */
-    bool has_values;        /* at most 8 bytes: they are big-endian numbers */
+    uint64_t count;           /* of the values in it that change */
+    bool has_values;          /* at most 8 bytes: they are big-endian numbers */
     uint64_t from, to;
     uint64_t lost_off, lost_bytes; /* guest range that is given up; QK_OFFSET_NONE, 0: none */
     unsigned epoch; /* steps of a higher epoch are written after all of a lower one are stable */
@@ -600,10 +578,7 @@ struct qk_check_options {
      * written. NULL: none. What cannot be saved is not overwritten. */
     const char *undo_file;
 };
-#define QK_CHECK_OPTIONS_INIT                                                                      \
-    {                                                                                              \
-        .struct_size = sizeof(struct qk_check_options)                                             \
-    }
+#define QK_CHECK_OPTIONS_INIT QK_SIZED(struct qk_check_options)
 
 struct qk_check_result {
     size_t struct_size;
@@ -612,13 +587,10 @@ struct qk_check_result {
     uint64_t check_errors;  /* places that could not be read */
     uint64_t image_end_off; /* end of the highest used cluster */
     uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
-    uint64_t steps; /* of the plan */
+    uint64_t steps;  /* of the plan */
     bool undo_saved; /* opts->undo_file was written */
 };
-#define QK_CHECK_RESULT_INIT                                                                       \
-    {                                                                                              \
-        .struct_size = sizeof(struct qk_check_result)                                              \
-    }
+#define QK_CHECK_RESULT_INIT QK_SIZED(struct qk_check_result)
 
 /*
  * Looks for damage in the top image of `disk` (opened with QK_OPEN_CHECK) and repairs what
@@ -634,10 +606,7 @@ struct qk_undo_result {
     uint64_t length;  /* of the file, again */
     bool never_begun; /* the repair had changed nothing yet, and nothing was done */
 };
-#define QK_UNDO_RESULT_INIT                                                                        \
-    {                                                                                              \
-        .struct_size = sizeof(struct qk_undo_result)                                               \
-    }
+#define QK_UNDO_RESULT_INIT QK_SIZED(struct qk_undo_result)
 
 /*
  * Gives file `name` back the bytes and the length that it had before the repair which wrote
@@ -648,7 +617,7 @@ struct qk_undo_result {
 QK_API int qk_undo(const char *name, const char *undo_file, struct qk_undo_result *result,
                    struct qk_error *err);
 
-/* ---- jobs -------------------------------------------------------------------------------- */
+/* ---- jobs ------------------------------------------------------------------------------- */
 
 enum qk_convert_flag {
     QK_CONVERT_TARGET_IS_ZERO = 1u << 0, /* the target already reads as zero */
@@ -695,10 +664,7 @@ struct qk_commit_options {
     uint64_t rate_bytes_per_sec; /* 0: unlimited */
     struct qk_progress progress;
 };
-#define QK_COMMIT_OPTIONS_INIT                                                                     \
-    {                                                                                              \
-        .struct_size = sizeof(struct qk_commit_options)                                            \
-    }
+#define QK_COMMIT_OPTIONS_INIT QK_SIZED(struct qk_commit_options)
 
 /*
  * Writes into layer `base` what the layers above it hold, until it shows the same as `disk`; it is
@@ -728,10 +694,7 @@ struct qk_rebase_options {
     unsigned threads;           /* workers; 0: as many as cores, at most 16 */
     struct qk_progress progress;
 };
-#define QK_REBASE_OPTIONS_INIT                                                                     \
-    {                                                                                              \
-        .struct_size = sizeof(struct qk_rebase_options)                                            \
-    }
+#define QK_REBASE_OPTIONS_INIT QK_SIZED(struct qk_rebase_options)
 
 /*
  * Gives the image of `disk`, opened with QK_OPEN_RDWR, another backing file. Where the old and the
@@ -759,10 +722,7 @@ struct qk_compare_result {
     uint64_t off;      /* of the first difference */
     bool size_differs; /* the longer one was compared with zeroes beyond the shorter's end */
 };
-#define QK_COMPARE_RESULT_INIT                                                                     \
-    {                                                                                              \
-        .struct_size = sizeof(struct qk_compare_result)                                            \
-    }
+#define QK_COMPARE_RESULT_INIT QK_SIZED(struct qk_compare_result)
 
 /* Compares what guests see. strict: sizes and allocation must agree too. MT-safe. */
 QK_API int qk_compare(struct qk_disk *a, struct qk_disk *b, bool strict,
@@ -775,10 +735,7 @@ struct qk_measure_result {
     uint64_t fully_allocated; /* file size when every guest byte is written */
     uint64_t bitmaps;         /* QK_OFFSET_NONE: not known */
 };
-#define QK_MEASURE_RESULT_INIT                                                                     \
-    {                                                                                              \
-        .struct_size = sizeof(struct qk_measure_result)                                            \
-    }
+#define QK_MEASURE_RESULT_INIT QK_SIZED(struct qk_measure_result)
 
 /*
  * How large a `format` image with `options` (as qk_create) would be that holds `source`, or an
@@ -786,6 +743,23 @@ struct qk_measure_result {
  */
 QK_API int qk_measure(struct qk_disk *source, const char *format, const char *const *options,
                       struct qk_measure_result *result, struct qk_error *err);
+
+/* ---- breakpoints ------------------------------------------------------------------------ */
+
+/*
+ * For tests: the next request of a disk over blkdebug that comes to `event` ("l2_load",
+ * "write_aio", ...) stops there, under the name `tag`, until it is resumed or the breakpoint is
+ * removed; the call that made the request waits meanwhile. -ENOTSUP: the disk is not over blkdebug;
+ * -ENOENT: no such event. MT-safe.
+ */
+QK_API int qk_disk_set_break(struct qk_disk *disk, const char *event, const char *tag,
+                             struct qk_error *err);
+/* Removes it and lets its requests go on. -ENOENT: no such tag. MT-safe. */
+QK_API int qk_disk_remove_break(struct qk_disk *disk, const char *tag, struct qk_error *err);
+/* Lets a stopped request go on. -ENOENT: none has stopped under that name. MT-safe. */
+QK_API int qk_disk_resume(struct qk_disk *disk, const char *tag, struct qk_error *err);
+/* 1 when a request has stopped under that name, else 0. MT-safe. */
+QK_API int qk_disk_is_stopped(struct qk_disk *disk, const char *tag, struct qk_error *err);
 
 #ifdef __cplusplus
 }
