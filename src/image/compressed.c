@@ -210,7 +210,8 @@ static int store(struct image *img, struct packed *p, struct qk_error *err)
     };
     range_acquire(&img->ranges, &hold);
     uint64_t size = max_u64(image_size(img), p->off.v + 1);
-    int ret = image_check_writable(img, p->off, min_u64(img->g.cluster_bytes, size - p->off.v), err);
+    int ret =
+        image_check_writable(img, p->off, min_u64(img->g.cluster_bytes, size - p->off.v), err);
     if (ret == 0)
         ret = store_held(img, p, err);
     range_release(&img->ranges, &hold);

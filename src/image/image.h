@@ -50,17 +50,17 @@ struct image_options {
     uint64_t refcount_cache_bytes; /* 0: IMAGE_REFCOUNT_CACHE_BYTES */
     uint64_t refcount_window_bytes; /* of blocks that snapshots count at once; 0: enough for 2 TiB
                                        of 64 KiB clusters */
-    int lazy_refcounts;            /* -1: as the image says; 0; 1 */
-    unsigned overlap;              /* of enum overlap_bit */
-    int compression_level;         /* of what is written compressed; 0: the default */
-    struct qk_io *data;            /* external data file, borrowed; NULL: there is none, or it
-                                      comes with image_set_data */
+    int lazy_refcounts;             /* -1: as the image says; 0; 1 */
+    unsigned overlap;               /* of enum overlap_bit */
+    int compression_level;          /* of what is written compressed; 0: the default */
+    struct qk_io *data;             /* external data file, borrowed; NULL: there is none, or it
+                                       comes with image_set_data */
     const struct image_secret *secret;   /* of an encrypted image; looked at while it is opened;
                                           needless with for_check, ignored with describe */
-    const struct image *unlocked;      /* the same image, open already: its key serves */
+    const struct image *unlocked;        /* the same image, open already: its key serves */
     const struct snapshot_key *snapshot; /* borrowed for the call: shows that one instead of the
                                             active state, read-only; NULL: none */
-    bool discard_to_file;          /* punch holes for freed clusters (discard=unmap) */
+    bool discard_to_file;                /* punch holes for freed clusters (discard=unmap) */
 };
 /* Covers 1 TiB with 64 KiB clusters; taken only as slices are used. */
 #define IMAGE_L2_CACHE_MAX         (128u << 20)
@@ -115,11 +115,11 @@ const struct image_luks *image_luks(const struct image *img);
 
 /* A change of key slots, as `amend` describes it. */
 struct luks_amend {
-    bool activate;          /* fill a slot; else erase slots */
-    bool force;             /* also what may make the image unreadable for ever */
-    int slot;               /* LUKS_SLOT_ANY: the first free one; all that old_secret opens */
+    bool activate; /* fill a slot; else erase slots */
+    bool force;    /* also what may make the image unreadable for ever */
+    int slot;      /* LUKS_SLOT_ANY: the first free one; all that old_secret opens */
     bool has_iter_ms;
-    uint64_t iter_ms;       /* time to spend on a passphrase */
+    uint64_t iter_ms;                                   /* time to spend on a passphrase */
     const struct image_secret *old_secret, *new_secret; /* NULL: not given */
 };
 /*
@@ -203,9 +203,9 @@ int image_vm_state_writev(struct image *img, uint64_t pos, const struct iovec *i
 /* ---- persistent bitmaps; changes are stable on return, and atomic ---- */
 
 struct image_bitmap {
-    const char *name;          /* valid until the bitmaps of the image change */
-    uint8_t granularity_bits;  /* log2 of bytes for one bit; in image_bitmap_add 0: the default */
-    bool in_use;               /* as found: not to be trusted */
+    const char *name;         /* valid until the bitmaps of the image change */
+    uint8_t granularity_bits; /* log2 of bytes for one bit; in image_bitmap_add 0: the default */
+    bool in_use;              /* as found: not to be trusted */
     bool enabled;
 };
 /* 0 when the extension is stale. */
@@ -256,7 +256,7 @@ struct create_params {
     const char *backing_file, *backing_format; /* NULL: none */
     const char *data_file; /* name of an external data file, which the caller makes; NULL: none */
     bool data_file_raw;
-    bool data_file_stale; /* what it holds is not the disk's, and not zero */
+    bool data_file_stale;                       /* what it holds is not the disk's, and not zero */
     const struct create_encryption *encryption; /* NULL: none */
 };
 

@@ -100,11 +100,11 @@ struct image {
     struct table_set *tables; /* overlap.c; NULL: not writable */
     pthread_rwlock_t tables_lock;
 
-    bool writing_begun; /* atomic: header is prepared for writes */
-    bool lazy;          /* refcounts are written at close only, dirty bit is set */
-    bool header_uncertain; /* atomic: a write of the header failed, see header_io_restore */
+    bool writing_begun;        /* atomic: header is prepared for writes */
+    bool lazy;                 /* refcounts are written at close only, dirty bit is set */
+    bool header_uncertain;     /* atomic: a write of the header failed, see header_io_restore */
     uint64_t uncertain_sector; /* of the header cluster */
-    bool corrupt;       /* atomic: overlap found; no more writes */
+    bool corrupt;              /* atomic: overlap found; no more writes */
 };
 
 /* ---- refcount.c: all with alloc_lock held ---- */
@@ -275,8 +275,8 @@ void codec_pool_init(struct codec_pool *pool);
 void codec_pool_destroy(struct codec_pool *pool);
 
 /* ---- writing ---- */
-/* The range lies in the disk, the image is prepared for writes, and the bitmaps know that guest data
- * in the range will change. The caller holds the range. */
+/* The range lies in the disk, the image is prepared for writes, and the bitmaps know that guest
+ * data in the range will change. The caller holds the range. */
 int image_check_writable(struct image *img, guest_off_t off, uint64_t len, struct qk_error *err);
 /* Before the first change: autoclear bits, dirty bit for lazy refcounts. */
 int image_begin_writing(struct image *img, struct qk_error *err);
@@ -349,11 +349,11 @@ void header_io_restore(struct image *img, uint64_t sector);
 int header_io_settle(struct image *img, struct qk_error *err);
 /* What changes beyond the fixed fields. Members that are NULL stay as they are. */
 struct header_change {
-    const struct header *fixed;          /* all of them, version and header_bytes included */
-    const struct header_extension *exts; /* each replaces the one of its type, or is added */
-    size_t ext_count;                    /* data NULL: the extension goes */
+    const struct header *fixed;              /* all of them, version and header_bytes included */
+    const struct header_extension *exts;     /* each replaces the one of its type, or is added */
+    size_t ext_count;                        /* data NULL: the extension goes */
     uint64_t autoclear_set, autoclear_clear; /* bits of that field; cleared first */
-    const char *backing_name;            /* "": none */
+    const char *backing_name;                /* "": none */
 };
 /*
  * Switches the header from one state to another with one write of its first sector; what does not

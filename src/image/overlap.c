@@ -94,10 +94,10 @@ static const struct {
     unsigned kind;
     const char *name;
 } kinds[] = {
-    {OVERLAP_MAIN_HEADER, "qcow2_header"},      {OVERLAP_ACTIVE_L1, "active L1 table"},
-    {OVERLAP_ACTIVE_L2, "active L2 table"},     {OVERLAP_REFCOUNT_BLOCK, "refcount block"},
-    {OVERLAP_REFCOUNT_TABLE, "refcount table"}, {OVERLAP_SNAPSHOT_TABLE, "snapshot table"},
-    {OVERLAP_INACTIVE_L1, "inactive L1 table"}, {OVERLAP_INACTIVE_L2, "inactive L2 table"},
+    {OVERLAP_MAIN_HEADER, "qcow2_header"},          {OVERLAP_ACTIVE_L1, "active L1 table"},
+    {OVERLAP_ACTIVE_L2, "active L2 table"},         {OVERLAP_REFCOUNT_BLOCK, "refcount block"},
+    {OVERLAP_REFCOUNT_TABLE, "refcount table"},     {OVERLAP_SNAPSHOT_TABLE, "snapshot table"},
+    {OVERLAP_INACTIVE_L1, "inactive L1 table"},     {OVERLAP_INACTIVE_L2, "inactive L2 table"},
     {OVERLAP_BITMAP_DIRECTORY, "bitmap directory"},
 };
 

@@ -84,9 +84,9 @@ int overlap_load(struct image *img, struct qk_error *err)
             ret = note_off(img, img->reftable.entries[i], OVERLAP_REFCOUNT_BLOCK);
     /* Guest bytes over the key slots would lose all others. */
     if (ret == 0 && img->luks)
-        ret = byte_range_vec_append(&img->tables->ranges,
-                                    (struct byte_range){img->luks->area.off, img->luks->area.bytes,
-                                                        OVERLAP_MAIN_HEADER});
+        ret = byte_range_vec_append(
+            &img->tables->ranges,
+            (struct byte_range){img->luks->area.off, img->luks->area.bytes, OVERLAP_MAIN_HEADER});
     if (ret < 0)
         return qk_fail_nomem(err);
     /* A check describes a damaged snapshot table, and repairs with its own knowledge of it. */

@@ -87,7 +87,7 @@ struct open_request {
     unsigned flags;     /* QK_OPEN_* */
     enum node_role role;
     enum qk_policy policy;
-    const struct qk_secrets *secrets; /* NULL: none */
+    const struct qk_secrets *secrets;    /* NULL: none */
     const struct snapshot_key *snapshot; /* to show instead of the active state; NULL: none */
     const struct chain_link *above;
     struct options opts;

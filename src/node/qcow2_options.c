@@ -158,8 +158,7 @@ int qcow2_judge_encryption(const struct node *node, const struct qcow2_encryptio
         return qk_fail(err, -EINVAL,
                        "No encryption in image header, but options specified format '%s'",
                        wish->format);
-    return qk_fail(err, -EINVAL,
-                   "Header reported '%s' encryption format but options specify '%s'",
+    return qk_fail(err, -EINVAL, "Header reported '%s' encryption format but options specify '%s'",
                    formats[method], wish->format);
 }
 

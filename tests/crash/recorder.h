@@ -53,8 +53,8 @@ struct recorder {
     struct qk_io *backing; /* NULL: none */
     struct qk_io *data;    /* as file, of a data file; NULL: none */
     struct qk_io *data_mem;
-    bool damaged;          /* to be repaired before it is opened */
-    struct image *img;     /* NULL: closed, or opening failed */
+    bool damaged;      /* to be repaired before it is opened */
+    struct image *img; /* NULL: closed, or opening failed */
     struct model model;
     uint64_t random;
     void (*guard)(bool enters); /* called around each call of the engine; or NULL */

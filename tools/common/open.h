@@ -9,12 +9,12 @@
 #include "qcowkit.h"
 
 struct image_request {
-    const char *format;         /* -f; NULL: probe */
-    const char *snapshot;       /* -l: id or name; NULL: the active state */
+    const char *format;                      /* -f; NULL: probe */
+    const char *snapshot;                    /* -l: id or name; NULL: the active state */
     const char *snapshot_id, *snapshot_name; /* the same, both at once */
-    const char *const *options; /* further "key=value", NULL-terminated; or NULL */
-    unsigned flags;             /* of enum qk_open_flag */
-    bool image_opts;            /* the name is a list of options */
+    const char *const *options;              /* further "key=value", NULL-terminated; or NULL */
+    unsigned flags;                          /* of enum qk_open_flag */
+    bool image_opts;                         /* the name is a list of options */
     bool quiet;
     const struct qk_secrets *secrets; /* of --object; or NULL */
 };
