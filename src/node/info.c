@@ -195,10 +195,9 @@ int qk_disk_resize(struct qk_disk *disk, uint64_t size, enum qk_prealloc preallo
                        "The new size is smaller than the disk; shrinking must be "
                        "asked for");
     int ret = change_size(node, size, prealloc, flags, err);
-    if (ret == 0)
-        ret = io_size(&node->io, &size, err);
-    if (ret < 0)
-        return ret;
-    atomic_store(&node->size, round_up(size, 512));
-    return 0;
+    /* A call that failed may have changed it all the same: a disk that shrinks does so first. */
+    int known = io_size(&node->io, &size, ret == 0 ? err : NULL);
+    if (known == 0)
+        atomic_store(&node->size, round_up(size, 512));
+    return ret < 0 ? ret : known;
 }

@@ -609,6 +609,26 @@ static void test_blkdebug(void)
     CHECK_OK(qk_disk_close(disk, &last_error));
 }
 
+/* Shrinking changes the size before it can fail at what lies behind the new end. */
+static void test_size_after_failure(void)
+{
+    CHECK_OK(MAKE("sf.q", "qcow2", "size=1M", "cluster_size=512"));
+    struct qk_disk *disk =
+        OPEN(NULL, .flags = QK_OPEN_RDWR,
+             .options = OPTIONS("driver=qcow2", "file.driver=blkdebug", "file.image.filename=sf.q",
+                                "file.inject-error.0.event=l1_shrink_free_l2_clusters",
+                                "file.inject-error.0.once=on"));
+    REQUIRE(disk);
+    CHECK_OK(fill(disk, 0, 65536, 1));
+    CHECK_ERR(qk_disk_resize(disk, 4096, QK_PREALLOC_OFF, QK_RESIZE_SHRINK, &last_error), -EIO);
+    CHECK(qk_disk_size(disk) == 4096);
+    CHECK_OK(fill(disk, 0, 4096, 2));
+    CHECK_OK(qk_disk_close(disk, &last_error));
+    disk = OPEN("sf.q");
+    CHECK(disk && qk_disk_size(disk) == 4096 && holds(disk, 0, 4096, 2));
+    CHECK_OK(qk_disk_close(disk, &last_error));
+}
+
 int main(void)
 {
     if (!test_dir_enter())
@@ -638,6 +658,7 @@ int main(void)
     test_detect_zeroes();
     test_dirty_and_corrupt();
     test_blkdebug();
+    test_size_after_failure();
     test_dir_leave();
     return TEST_SUMMARY();
 }
