@@ -167,6 +167,13 @@ static struct bitmap_entry entry_of(const struct bitmap *b, bool marked)
     };
 }
 
+static struct cluster_run directory_run(const struct image *img, uint64_t off, uint64_t bytes)
+{
+    return (struct cluster_run){image_cluster_of(img, off),
+                                div_round_up(bytes, img->g.cluster_bytes), false};
+}
+
+/* Its place is protected before the header names it: afterwards nothing may fail. */
 static int store_directory(struct store *s, struct qk_error *err)
 {
     const struct bitmap_vec *list = &s->img->bitmaps->list;
@@ -189,7 +196,11 @@ static int store_directory(struct store *s, struct qk_error *err)
         bitmap_entry_encode(&entry, s->dir + at);
         at += bitmap_entry_bytes(&entry);
     }
-    return put(s, s->dir, bytes, &s->ext.directory_off, err);
+    ret = put(s, s->dir, bytes, &s->ext.directory_off, err);
+    if (ret == 0 && overlap_note(s->img, directory_run(s->img, s->ext.directory_off, bytes),
+                                 OVERLAP_BITMAP_DIRECTORY) < 0)
+        ret = qk_fail_nomem(err);
+    return ret;
 }
 
 /* ---- the switch ---- */
@@ -212,12 +223,6 @@ static int switch_header(struct store *s, struct qk_error *err)
     return header_io_switch(s->img, &change, err);
 }
 
-static struct cluster_run directory_run(const struct image *img, uint64_t off, uint64_t bytes)
-{
-    return (struct cluster_run){image_cluster_of(img, off),
-                                div_round_up(bytes, img->g.cluster_bytes), false};
-}
-
 static void adopt_bitmap(struct bitmap *b, bool marked)
 {
     b->marked = marked;
@@ -234,12 +239,12 @@ static void adopt_bitmap(struct bitmap *b, bool marked)
     cluster_run_vec_free(&b->dropped);
 }
 
-/* The disk names the new state. What the old one alone used waits for the next writeback. */
-static int adopt(struct store *s, struct qk_error *err)
+/* The disk names the new state, so that this cannot fail. What the old one alone used waits for the
+ * next writeback; what there is no memory to remember is leaked. */
+static void adopt(struct store *s)
 {
     struct bitmap_set *set = s->img->bitmaps;
     uint64_t at = 0;
-    int ret = 0;
     if (set->dir_off)
         overlap_forget(s->img, directory_run(s->img, set->dir_off, set->dir_bytes));
     for (size_t i = 0; i < set->list.len; i++) {
@@ -253,12 +258,8 @@ static int adopt(struct store *s, struct qk_error *err)
     set->dir = TAKE(s->dir);
     set->dir_off = s->ext.directory_off;
     set->dir_bytes = s->ext.directory_bytes;
-    if (set->dir_off && overlap_note(s->img, directory_run(s->img, set->dir_off, set->dir_bytes),
-                                     OVERLAP_BITMAP_DIRECTORY) < 0)
-        ret = qk_fail_nomem(err);
-    for (size_t i = 0; i < s->unused.len && ret == 0; i++)
-        ret = free_queue(s->img, s->unused.ptr[i], err);
-    return ret;
+    for (size_t i = 0; i < s->unused.len; i++)
+        free_queue(s->img, s->unused.ptr[i], NULL);
 }
 
 static void revert(struct store *s)
@@ -301,13 +302,15 @@ int bitmaps_store(struct image *img, bool last, struct cluster_run_vec *removed,
     if (ret == 0)
         ret = build(&s, err);
     if (ret < 0) {
+        if (s.ext.directory_off)
+            overlap_forget(img, directory_run(img, s.ext.directory_off, s.ext.directory_bytes));
         for (size_t i = 0; i < s.taken.len; i++)
             alloc_undo(img, s.taken.ptr[i]);
     } else {
         /* Whichever state a failed switch leaves on disk, nobody knows for certain: both stay. */
         ret = switch_header(&s, err);
         if (ret == 0)
-            ret = adopt(&s, err);
+            adopt(&s);
     }
     revert(&s);
     store_free(&s);

@@ -16,14 +16,12 @@ static char *copy_text(const uint8_t *data, size_t len)
     return s;
 }
 
-static int load_backing_name(struct image *img, struct qk_error *err)
+static int parse_backing_name(const struct image *img, const struct header *h,
+                              const uint8_t *cluster, struct header_words *out,
+                              struct qk_error *err)
 {
-    const struct header *h = &img->h;
-    free(img->backing_name);
-    free(img->backing_format);
-    img->backing_name = img->backing_format = NULL;
-    const struct header_extension *fmt = header_extensions_find(&img->exts, HEXT_BACKING_FORMAT);
-    if (fmt && !(img->backing_format = copy_text(fmt->data, fmt->len)))
+    const struct header_extension *fmt = header_extensions_find(&out->exts, HEXT_BACKING_FORMAT);
+    if (fmt && !(out->backing_format = copy_text(fmt->data, fmt->len)))
         return qk_fail_nomem(err);
     if (!h->backing_name_off || !h->backing_name_len)
         return 0;
@@ -32,28 +30,45 @@ static int load_backing_name(struct image *img, struct qk_error *err)
                           "Invalid backing file offset: name of %" PRIu32 " bytes at %" PRIu64
                           " leaves the first cluster",
                           h->backing_name_len, h->backing_name_off);
-    img->backing_name = copy_text(img->header_cluster + h->backing_name_off, h->backing_name_len);
-    return img->backing_name ? 0 : qk_fail_nomem(err);
+    out->backing_name = copy_text(cluster + h->backing_name_off, h->backing_name_len);
+    return out->backing_name ? 0 : qk_fail_nomem(err);
 }
 
-static int load_extensions(struct image *img, struct qk_error *err)
+static int parse_extensions(const struct image *img, const struct header *h, const uint8_t *cluster,
+                            struct header_words *out, struct qk_error *err)
 {
-    const struct header *h = &img->h;
     size_t start = h->version >= 3 ? h->header_bytes : QCOW2_V2_HEADER_BYTES;
     size_t end = img->g.cluster_bytes;
     if (h->backing_name_off > start && h->backing_name_off < end)
         end = (size_t)h->backing_name_off;
-    header_extensions_free(&img->exts);
-    int ret = header_extensions_decode(img->header_cluster, start, end, &img->exts, err);
+    int ret = header_extensions_decode(cluster, start, end, &out->exts, err);
     if (ret < 0)
         qk_error_locate(err, WHERE(img->file->name, "header extensions", start));
     return ret;
 }
 
-int header_io_parse_cluster(struct image *img, struct qk_error *err)
+int header_words_parse(const struct image *img, const struct header *h, const uint8_t *cluster,
+                       struct header_words *out, struct qk_error *err)
 {
-    int ret = load_extensions(img, err);
-    return ret < 0 ? ret : load_backing_name(img, err);
+    int ret = parse_extensions(img, h, cluster, out, err);
+    return ret < 0 ? ret : parse_backing_name(img, h, cluster, out, err);
+}
+
+void header_words_free(struct header_words *words)
+{
+    header_extensions_free(&words->exts);
+    free(words->backing_name);
+    free(words->backing_format);
+}
+
+void header_words_adopt(struct image *img, struct header_words *words)
+{
+    struct header_words old = {img->exts, img->backing_name, img->backing_format};
+    img->exts = words->exts;
+    img->backing_name = words->backing_name;
+    img->backing_format = words->backing_format;
+    *words = (struct header_words){0};
+    header_words_free(&old);
 }
 
 int header_io_load(struct image *img, struct qk_error *err)
@@ -79,14 +94,17 @@ int header_io_load(struct image *img, struct qk_error *err)
     img->header_cluster = aligned_alloc(4096, round_up(img->g.cluster_bytes, 4096));
     if (!img->header_cluster)
         return qk_fail_nomem(err);
+    /* those of before point into the cluster of before */
+    struct header_words words = {0};
     ret = io_read(img->file, 0, img->header_cluster, img->g.cluster_bytes, err);
     if (ret == 0)
-        ret = load_extensions(img, err);
+        ret = parse_extensions(img, &img->h, img->header_cluster, &words, err);
     if (ret == 0)
-        ret = img->opts.for_check ? header_validate_for_check(&img->h, &img->exts, err)
-                                  : header_validate(&img->h, &img->exts, file_bytes, err);
+        ret = img->opts.for_check ? header_validate_for_check(&img->h, &words.exts, err)
+                                  : header_validate(&img->h, &words.exts, file_bytes, err);
     if (ret == 0)
-        ret = load_backing_name(img, err);
+        ret = parse_backing_name(img, &img->h, img->header_cluster, &words, err);
+    header_words_adopt(img, &words);
     return ret;
 }
 

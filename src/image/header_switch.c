@@ -18,9 +18,10 @@ struct switching {
     struct header_extensions exts; /* the new list; data is borrowed */
     const char *backing_name;      /* NULL: none */
     uint8_t *new_used;
-    uint8_t *old_used; /* a byte for each byte of the cluster: the old state reads it */
-    size_t old_end;    /* behind the last one of them */
-    uint8_t *cluster;  /* the new state */
+    uint8_t *old_used;         /* a byte for each byte of the cluster: the old state reads it */
+    size_t old_end;            /* behind the last one of them */
+    uint8_t *cluster;          /* the new state */
+    struct header_words words; /* what it says, known before it is written */
 };
 
 static bool changed_type(const struct header_change *change, uint32_t type,
@@ -202,8 +203,8 @@ static int prepare(struct switching *s, const struct header_change *change, stru
     return 0;
 }
 
-/* The new state is the one on disk: the image in memory follows. */
-static int adopt(struct switching *s, struct qk_error *err)
+/* The new state is the one on disk: the image in memory follows, which cannot fail. */
+static void adopt(struct switching *s)
 {
     struct image *img = s->img;
     pthread_rwlock_wrlock(&img->tables_lock);
@@ -212,9 +213,9 @@ static int adopt(struct switching *s, struct qk_error *err)
     img->h = s->h;
     __atomic_store_n(&img->h.size_bytes, size, __ATOMIC_RELAXED);
     pthread_rwlock_unlock(&img->tables_lock);
+    header_words_adopt(img, &s->words);
     free(img->header_cluster);
     img->header_cluster = TAKE(s->cluster);
-    return header_io_parse_cluster(img, err);
 }
 
 int header_io_switch(struct image *img, const struct header_change *change, struct qk_error *err)
@@ -226,9 +227,12 @@ int header_io_switch(struct image *img, const struct header_change *change, stru
     if (ret == 0 && !find_layout(&s, &sector, err))
         ret = -ENOSPC;
     if (ret == 0)
+        ret = header_words_parse(img, &s.h, s.cluster, &s.words, err);
+    if (ret == 0)
         ret = write_switch(&s, sector, err);
     if (ret == 0)
-        ret = adopt(&s, err);
+        adopt(&s);
+    header_words_free(&s.words);
     header_extensions_free(&s.exts);
     free(s.old_used);
     free(s.new_used);

@@ -337,8 +337,17 @@ void writeback_resume(struct image *img);
 int header_io_load(struct image *img, struct qk_error *err);
 /* Writes the first sector from img->h. header_lock held. */
 int header_io_write(struct image *img, struct qk_error *err);
-/* Extensions and backing file name from img->header_cluster. */
-int header_io_parse_cluster(struct image *img, struct qk_error *err);
+/* What a header cluster says beside the fields; the extensions' data is borrowed from it. */
+struct header_words {
+    struct header_extensions exts;
+    char *backing_name, *backing_format;
+};
+/* Of `cluster`, whose fields are h. To be freed also after a failure. */
+int header_words_parse(const struct image *img, const struct header *h, const uint8_t *cluster,
+                       struct header_words *out, struct qk_error *err);
+void header_words_free(struct header_words *words);
+/* They are the image's from here on. */
+void header_words_adopt(struct image *img, struct header_words *words);
 
 /* ---- header_switch.c ---- */
 /* After a write of the header that failed, with img->h as it was before: the file may show either,

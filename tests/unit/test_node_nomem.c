@@ -5,36 +5,7 @@
  * what was there before stays. malloc and its kin are wrapped by the linker (see meson.build).
  */
 #include "node_test.h"
-#include "nomem.h"
-
-#include <stdarg.h>
-
-char *__real_strdup(const char *text);
-char *__wrap_strdup(const char *text);
-char *__real_strndup(const char *text, size_t n);
-char *__wrap_strndup(const char *text, size_t n);
-int __wrap_asprintf(char **out, const char *format, ...) __attribute__((format(printf, 2, 3)));
-
-char *__wrap_strdup(const char *text)
-{
-    return out_of_memory() ? NULL : __real_strdup(text);
-}
-
-char *__wrap_strndup(const char *text, size_t n)
-{
-    return out_of_memory() ? NULL : __real_strndup(text, n);
-}
-
-int __wrap_asprintf(char **out, const char *format, ...)
-{
-    if (out_of_memory())
-        return -1;
-    va_list args;
-    va_start(args, format);
-    int ret = vasprintf(out, format, args);
-    va_end(args);
-    return ret;
-}
+#include "nomem_text.h"
 
 enum { MOST_ALLOCATIONS = 2000 };
 
