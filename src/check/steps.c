@@ -122,7 +122,7 @@ static int commit_saving(struct check *c, struct qk_io *file, struct qk_io *log,
         ret = undo_ready(undo, err);
     if (ret == 0) {
         c->result->undo_saved = true;
-        ret = stage_commit(c->stage, undo, err);
+        ret = stage_commit(c->stage, file, err);
     }
     io_close(undo, NULL);
     return ret;

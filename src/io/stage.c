@@ -2,6 +2,11 @@
  * stage.c - the filter of stage.h: for each epoch a table from sector numbers to their new bytes.
  * Reading asks the epochs from the last to the first, and then the store below. One lock covers all
  * of it: repairs write from one thread.
+ *
+ * A sector that no earlier epoch holds is kept as its difference to the store below where that is
+ * one word in some places: flags that flip, entries that are cleared, refcounts that repeat. The
+ * store below still has the old bytes when the first epoch that holds a sector is carried out,
+ * which is the only time that the difference is asked for then.
  */
 #include "io/stage.h"
 #include "base/checked.h"
@@ -12,12 +17,24 @@
 
 #define RUN_BYTES ((size_t)1 << 20)
 
-/* The new bytes of a sector: its own, or one word again and again. */
-struct sector {
-    uint64_t number;
-    uint64_t word;
-    uint8_t *bytes; /* NULL: `word` repeats */
+#define WORDS (STAGE_SECTOR / 8u)
+
+enum kind {
+    KIND_BYTES, /* as in `bytes` */
+    KIND_PUT,   /* the words of `mask` are `word`, the others those of the store below */
+    KIND_FLIP,  /* the words of `mask` are those of the store below, `word` exclusive-ored */
 };
+
+/* The new bytes of a sector. */
+struct sector {
+    uint64_t number : 60, kind : 4;
+    uint64_t word;
+    union {
+        uint8_t *bytes;
+        uint64_t mask;
+    };
+};
+_Static_assert(WORDS == 64 && sizeof(struct sector) == 24, "a bit for each word");
 DEFINE_VECTOR(sector_vec, struct sector)
 
 struct epoch {
@@ -91,37 +108,87 @@ static int slots_grow(struct epoch *e)
 
 static struct sector *sector_add(struct epoch *e, uint64_t number)
 {
-    const struct sector fresh = {.number = number};
+    const struct sector fresh = {.number = number & ((UINT64_C(1) << 60) - 1)};
     if (slots_grow(e) < 0 || sector_vec_append(&e->sectors, fresh) < 0)
         return NULL;
     slot_fill(e, e->sectors.len - 1);
     return &e->sectors.ptr[e->sectors.len - 1];
 }
 
-static void sector_get(const struct sector *s, uint8_t *out)
+static void sector_release(struct sector *s)
 {
-    if (s->bytes) {
+    if (s->kind == KIND_BYTES)
+        free(s->bytes);
+}
+
+static int sector_get(struct qk_io *inner, const struct sector *s, uint8_t *out,
+                      struct qk_error *err)
+{
+    if (s->kind == KIND_BYTES) {
         memcpy(out, s->bytes, STAGE_SECTOR);
-        return;
-    }
-    for (size_t i = 0; i < STAGE_SECTOR; i += sizeof(s->word))
-        memcpy(out + i, &s->word, sizeof(s->word));
-}
-
-static bool repeats(const uint8_t *bytes, uint64_t *word)
-{
-    memcpy(word, bytes, sizeof(*word));
-    return !memcmp(bytes, bytes + sizeof(*word), STAGE_SECTOR - sizeof(*word));
-}
-
-static int sector_set(struct sector *s, const uint8_t *bytes)
-{
-    if (repeats(bytes, &s->word)) {
-        free(TAKE(s->bytes));
         return 0;
     }
-    if (!s->bytes && !(s->bytes = malloc(STAGE_SECTOR)))
-        return -ENOMEM;
+    uint64_t words[WORDS] = {0};
+    bool needs_old = s->kind == KIND_FLIP || s->mask != UINT64_MAX;
+    int ret = needs_old ? io_read(inner, s->number * STAGE_SECTOR, words, STAGE_SECTOR, err) : 0;
+    for (unsigned i = 0; i < WORDS; i++) {
+        if (s->mask >> i & 1)
+            words[i] = s->kind == KIND_PUT ? s->word : words[i] ^ s->word;
+    }
+    memcpy(out, words, STAGE_SECTOR);
+    return ret;
+}
+
+static bool repeats(const uint8_t *bytes)
+{
+    return !memcmp(bytes, bytes + 8, STAGE_SECTOR - 8);
+}
+
+/* The words of `mask` are what makes `words` of `old`: all put to one value, or flipped by one. */
+static bool as_difference(struct sector *s, const uint64_t *old, const uint64_t *words)
+{
+    uint64_t mask = 0, put = 0, flip = 0;
+    bool puts = true, flips = true;
+    for (unsigned i = 0; i < WORDS; i++) {
+        if (old[i] == words[i])
+            continue;
+        puts &= !mask || words[i] == put;
+        flips &= !mask || (old[i] ^ words[i]) == flip;
+        put = words[i];
+        flip = old[i] ^ words[i];
+        mask |= UINT64_C(1) << i;
+    }
+    if (!puts && !flips)
+        return false;
+    sector_release(s);
+    s->kind = puts ? KIND_PUT : KIND_FLIP;
+    s->word = puts ? put : flip;
+    s->mask = mask;
+    return true;
+}
+
+/* `first`: no earlier epoch holds this sector. */
+static int sector_set(struct qk_io *inner, struct sector *s, const uint8_t *bytes, bool first)
+{
+    uint64_t old[WORDS], words[WORDS];
+    memcpy(words, bytes, STAGE_SECTOR);
+    if (repeats(bytes)) {
+        sector_release(s);
+        s->kind = KIND_PUT;
+        s->word = words[0];
+        s->mask = UINT64_MAX;
+        return 0;
+    }
+    if (first && io_read(inner, s->number * STAGE_SECTOR, old, STAGE_SECTOR, NULL) == 0 &&
+        as_difference(s, old, words))
+        return 0;
+    if (s->kind != KIND_BYTES || !s->bytes) {
+        uint8_t *fresh = malloc(STAGE_SECTOR);
+        if (!fresh)
+            return -ENOMEM;
+        s->kind = KIND_BYTES;
+        s->bytes = fresh;
+    }
     memcpy(s->bytes, bytes, STAGE_SECTOR);
     return 0;
 }
@@ -152,7 +219,7 @@ static int stage_preadv(struct qk_io *io, uint64_t off, const struct iovec *iov,
         const struct sector *found = sector_latest(s, number);
         if (found) {
             uint8_t bytes[STAGE_SECTOR];
-            sector_get(found, bytes);
+            ret = sector_get(s->inner, found, bytes, err);
             iov_from_buf(iov, iovcnt, (size_t)(at - off), bytes + skip, n);
         }
         at += n;
@@ -177,8 +244,16 @@ static int sector_now(struct stage *s, uint64_t number, uint8_t *out, struct qk_
     const struct sector *found = sector_latest(s, number);
     if (!found)
         return io_read(s->inner, number * STAGE_SECTOR, out, STAGE_SECTOR, err);
-    sector_get(found, out);
-    return 0;
+    return sector_get(s->inner, found, out, err);
+}
+
+static bool in_earlier_epoch(const struct stage *s, uint64_t number)
+{
+    for (size_t i = 0; i + 1 < s->epochs.len; i++) {
+        if (sector_find(&s->epochs.ptr[i], number))
+            return true;
+    }
+    return false;
 }
 
 /* n bytes of one sector, from its byte `skip` on. */
@@ -195,7 +270,8 @@ static int sector_write(struct stage *s, uint64_t off, const uint8_t *data, size
     struct sector *sector = e ? sector_find(e, number) : NULL;
     if (e && !sector)
         sector = sector_add(e, number);
-    return !sector || sector_set(sector, bytes) < 0 ? qk_fail_nomem(err) : 0;
+    bool first = !in_earlier_epoch(s, number);
+    return !sector || sector_set(s->inner, sector, bytes, first) < 0 ? qk_fail_nomem(err) : 0;
 }
 
 static int set_length(struct stage *s, uint64_t length, struct qk_error *err)
@@ -266,7 +342,7 @@ static int stage_close(struct qk_io *io, struct qk_error *err)
     for (size_t i = 0; i < s->epochs.len; i++) {
         struct epoch *e = &s->epochs.ptr[i];
         for (size_t k = 0; k < e->sectors.len; k++)
-            free(e->sectors.ptr[k].bytes);
+            sector_release(&e->sectors.ptr[k]);
         sector_vec_free(&e->sectors);
         free(e->slots);
     }
@@ -343,6 +419,7 @@ static const struct sector **in_order(const struct epoch *e)
 }
 
 struct walk {
+    struct qk_io *inner;
     stage_fn *fn;
     void *opaque;
     unsigned epoch;
@@ -367,12 +444,13 @@ static int epoch_each(const struct walk *w, const struct epoch *e, struct qk_err
     int ret = 0;
     for (size_t i = 0; ret == 0 && i < e->sectors.len;) {
         size_t n = 0;
-        while (i + n < e->sectors.len && n < RUN_BYTES / STAGE_SECTOR &&
+        while (ret == 0 && i + n < e->sectors.len && n < RUN_BYTES / STAGE_SECTOR &&
                list[i + n]->number == list[i]->number + n) {
-            sector_get(list[i + n], buf + n * STAGE_SECTOR);
+            ret = sector_get(w->inner, list[i + n], buf + n * STAGE_SECTOR, err);
             n++;
         }
-        ret = run_out(w, e, list[i]->number, buf, n, err);
+        if (ret == 0)
+            ret = run_out(w, e, list[i]->number, buf, n, err);
         i += n;
     }
     return ret;
@@ -381,7 +459,7 @@ static int epoch_each(const struct walk *w, const struct epoch *e, struct qk_err
 int stage_each(struct qk_io *io, stage_fn *fn, void *opaque, struct qk_error *err)
 {
     const struct stage *s = stage_of(io);
-    struct walk w = {.fn = fn, .opaque = opaque};
+    struct walk w = {s->inner, fn, opaque, 0};
     uint64_t length = s->inner_length;
     int ret = 0;
     for (; ret == 0 && w.epoch < s->epochs.len; w.epoch++) {

@@ -1,6 +1,6 @@
 /*
  * undo.c - the filter of undo.h, and the file that its log goes to. Each sector's old bytes are
- * saved once, at its first change; each announced state of a sector is noted once. Promises
+ * saved once, at its first change; every announced state of a sector is noted. Promises
  * (INV-8): when pwritev, zero or resize reaches the inner store, a READY record that covers it is
  * stable. A log that cannot be written stops the change, not only the logging.
  */
@@ -13,12 +13,11 @@
 #include <string.h>
 #include <sys/random.h>
 
-/* A sector that was saved (sum: SAVED), or one that was announced with this checksum. */
+/* Which of 64 sectors that lie side by side were saved. */
 struct mark {
-    uint64_t sector;
-    uint64_t sum;
+    uint64_t group; /* their number / 64 */
+    uint64_t saved; /* a bit for each; 0: the slot is empty */
 };
-#define SAVED UINT64_MAX
 
 struct undo {
     struct qk_io io;
@@ -28,10 +27,9 @@ struct undo {
     uint64_t log_end, seq;
     bool ready; /* nothing was announced since the last READY */
     uint64_t longest, shortest;
-    struct mark *marks; /* hash table; a sum of 0 is kept as SUM_ZERO: 0 means empty */
+    struct mark *marks; /* hash table */
     size_t mark_count, mark_mask;
 };
-#define SUM_ZERO (UINT64_C(1) << 32)
 
 static struct undo *undo_of(struct qk_io *io)
 {
@@ -40,11 +38,10 @@ static struct undo *undo_of(struct qk_io *io)
 
 /* ---- marks ---- */
 
-static struct mark *mark_slot(const struct undo *u, uint64_t sector, uint64_t sum)
+static struct mark *mark_slot(const struct undo *u, uint64_t group)
 {
-    uint64_t h = (sector + sum * UINT64_C(0xff51afd7ed558ccd)) * UINT64_C(0x9e3779b97f4a7c15);
-    size_t i = (size_t)(h >> 20) & u->mark_mask;
-    while (u->marks[i].sum && (u->marks[i].sector != sector || u->marks[i].sum != sum))
+    size_t i = (size_t)((group * UINT64_C(0x9e3779b97f4a7c15)) >> 20) & u->mark_mask;
+    while (u->marks[i].saved && u->marks[i].group != group)
         i = (i + 1) & u->mark_mask;
     return &u->marks[i];
 }
@@ -62,26 +59,26 @@ static int marks_grow(struct undo *u)
     }
     u->mark_mask = count - 1;
     for (size_t i = 0; old.marks && i <= old.mark_mask; i++) {
-        if (old.marks[i].sum)
-            *mark_slot(u, old.marks[i].sector, old.marks[i].sum) = old.marks[i];
+        if (old.marks[i].saved)
+            *mark_slot(u, old.marks[i].group) = old.marks[i];
     }
     free(old.marks);
     return 0;
 }
 
-static bool marked(const struct undo *u, uint64_t sector, uint64_t sum)
+static bool is_saved(const struct undo *u, uint64_t sector)
 {
-    return u->marks && mark_slot(u, sector, sum)->sum;
+    return u->marks && (mark_slot(u, sector / 64)->saved >> sector % 64 & 1);
 }
 
-static int mark(struct undo *u, uint64_t sector, uint64_t sum)
+static int mark_saved(struct undo *u, uint64_t sector)
 {
     if (marks_grow(u) < 0)
         return -ENOMEM;
-    struct mark *m = mark_slot(u, sector, sum);
-    if (!m->sum)
-        u->mark_count++;
-    *m = (struct mark){sector, sum};
+    struct mark *m = mark_slot(u, sector / 64);
+    u->mark_count += !m->saved;
+    m->group = sector / 64;
+    m->saved |= UINT64_C(1) << sector % 64;
     return 0;
 }
 
@@ -123,7 +120,7 @@ static int save_run(struct undo *u, uint64_t off, const uint8_t *old, size_t len
     }
     int ret = append(u, r, old, err);
     for (uint64_t s = off / UNDO_SECTOR; ret == 0 && s * UNDO_SECTOR < off + len; s++)
-        ret = mark(u, s, SAVED) < 0 ? qk_fail_nomem(err) : 0;
+        ret = mark_saved(u, s) < 0 ? qk_fail_nomem(err) : 0;
     return ret;
 }
 
@@ -135,7 +132,7 @@ static int save_old(struct undo *u, uint64_t off, const uint8_t *old, size_t len
     int ret = 0;
     for (uint64_t at = off; ret == 0 && at < end;) {
         uint64_t run = at;
-        while (run < end && !marked(u, run / UNDO_SECTOR, SAVED))
+        while (run < end && !is_saved(u, run / UNDO_SECTOR))
             run += UNDO_SECTOR;
         run = min_u64(run, end);
         if (run == at) {
@@ -154,22 +151,13 @@ static int note_sums(struct undo *u, uint64_t off, const uint8_t *bytes, size_t 
 {
     size_t n = len / UNDO_SECTOR;
     CLEANUP_FREE uint8_t *sums = malloc(n * 4);
-    bool fresh = false;
     if (!sums)
         return qk_fail_nomem(err);
-    for (size_t i = 0; i < n; i++) {
-        uint32_t sum = crc32c(0, bytes + i * UNDO_SECTOR, UNDO_SECTOR);
-        store_be32(sums + 4 * i, sum);
-        uint64_t key = sum ? sum : SUM_ZERO, sector = off / UNDO_SECTOR + i;
-        if (marked(u, sector, key))
-            continue;
-        fresh = true;
-        if (mark(u, sector, key) < 0)
-            return qk_fail_nomem(err);
-    }
+    for (size_t i = 0; i < n; i++)
+        store_be32(sums + 4 * i, crc32c(0, bytes + i * UNDO_SECTOR, UNDO_SECTOR));
     const struct undo_record r = {
         .type = UNDO_SUMS, .off = off, .len = len, .payload_bytes = n * 4};
-    return fresh ? append(u, r, sums, err) : 0;
+    return append(u, r, sums, err);
 }
 
 /* At most UNDO_RANGE_MAX bytes, and in whole sectors even so. bytes NULL: zeroes. */
