@@ -58,13 +58,24 @@ static bool record_at(struct restore *r, uint64_t off, struct piece *out)
     return undo_record_sound(&r->head, bytes, r->payload, n);
 }
 
-/* Whether a REDY lies in what could not be read: then it is no torn end. */
+/* Whether a REDY lies in what could not be read: then it is no torn end. Every byte is read once:
+ * what claims a payload is not believed here. */
 static bool ready_behind(struct restore *r, uint64_t off)
 {
-    struct piece piece;
-    for (; off < r->log_bytes; off += UNDO_ALIGN) {
-        if (record_at(r, off, &piece) && piece.record.type == UNDO_REDY)
-            return true;
+    struct undo_record rec;
+    while (off < r->log_bytes) {
+        size_t n = (size_t)min_u64(r->log_bytes - off, UNDO_RANGE_MAX);
+        if (io_read(r->log, off, r->payload, n, NULL) < 0)
+            return true; /* it may be there */
+        for (size_t at = 0; at + UNDO_RECORD_BYTES <= n; at += UNDO_ALIGN) {
+            const uint8_t *bytes = r->payload + at;
+            if (undo_record_decode(bytes, &rec) && rec.type == UNDO_REDY &&
+                undo_record_sound(&r->head, bytes, bytes, 0))
+                return true;
+        }
+        if (n < UNDO_RANGE_MAX)
+            break;
+        off += UNDO_RANGE_MAX - UNDO_ALIGN * (UNDO_RECORD_BYTES / UNDO_ALIGN - 1);
     }
     return false;
 }
