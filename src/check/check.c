@@ -152,9 +152,11 @@ static int finish(struct check *c, struct qk_error *err)
     return c->opts->fix && !c->opts->plan_only ? image_reload(c->img, err) : 0;
 }
 
+/* The whole of a run: `rounds` rounds of the same work, of which number `round` (from 0) is on. */
 struct attempt {
     struct image *img;
     struct qk_io *log;
+    unsigned round, rounds;
     bool no_growth;
     bool out_of_room; /* found out while writing, and nothing is worse for it */
 };
@@ -165,6 +167,8 @@ static int check_once(struct attempt *a, const struct qk_check_options *opts,
     struct check c = {.img = a->img, .opts = opts, .result = result};
     c.undo_log = a->log;
     c.no_growth = a->no_growth;
+    c.round = a->round;
+    c.rounds = a->rounds;
     *result = (struct qk_check_result)QK_CHECK_RESULT_INIT;
     pthread_mutex_init(&c.lock, NULL);
     int ret = check_init(&c, err);
@@ -201,6 +205,7 @@ static int plan_look(struct attempt *a, const struct qk_check_options *opts,
     int ret = check_once(a, &look, result, err);
     if (ret < 0)
         return ret;
+    a->round = 1;
     ret = check_once(a, &quiet, &planned, err);
     result->steps = planned.steps;
     return ret;
@@ -226,10 +231,11 @@ int check_image_saving(struct image *img, const struct qk_check_options *opts, s
                        struct qk_check_result *result, struct qk_error *err)
 {
     static const struct qk_check_options look_only = QK_CHECK_OPTIONS_INIT;
-    struct attempt a = {.img = img, .log = log};
+    struct attempt a = {.img = img, .log = log, .rounds = 1};
     const struct qk_check_options *o = opts ? opts : &look_only;
     if (!o->fix)
         return check_once(&a, o, result, err);
+    a.rounds = 2; /* a look and another, or a look and writing */
     return o->plan_only ? plan_look(&a, o, result, err) : check_fixing(&a, o, result, err);
 }
 

@@ -134,6 +134,7 @@ struct check {
 
     pthread_mutex_t lock; /* result counters and progress while threads run */
     uint64_t work_done, work_total;
+    unsigned round, rounds; /* of the run, work_total each */
 };
 
 /* ---- parallel.c ---- */
@@ -148,6 +149,8 @@ struct parallel_job {
 int parallel_for(struct check *c, const struct parallel_job *job, struct qk_error *err);
 /* Adds to the progress and asks whether to go on: -ECANCELED. MT-safe. */
 int progress_add(struct check *c, uint64_t done, struct qk_error *err);
+/* Is at `done` of `total` of the round that follows the look. Does not ask. */
+void progress_write(struct check *c, uint64_t done, uint64_t total);
 
 /* ---- range.c ---- */
 

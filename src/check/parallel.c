@@ -69,12 +69,24 @@ int parallel_for(struct check *c, const struct parallel_job *job, struct qk_erro
     return ret;
 }
 
-int progress_add(struct check *c, uint64_t done, struct qk_error *err)
+static int report(const struct check *c, uint64_t done)
 {
     const struct qk_progress *p = &c->opts->progress;
+    uint64_t rounds = max_u64(c->rounds, 1);
+    return p->report ? p->report(p->opaque, c->round * c->work_total + done, rounds * c->work_total)
+                     : 0;
+}
+
+int progress_add(struct check *c, uint64_t done, struct qk_error *err)
+{
     LOCK_SCOPE(&c->lock);
     c->work_done = min_u64(c->work_done + done, c->work_total);
-    if (p->report && p->report(p->opaque, c->work_done, c->work_total))
-        return qk_fail(err, -ECANCELED, "the check was cancelled");
-    return 0;
+    return report(c, c->work_done) ? qk_fail(err, -ECANCELED, "the check was cancelled") : 0;
+}
+
+void progress_write(struct check *c, uint64_t done, uint64_t total)
+{
+    c->round = c->rounds - 1;
+    double part = total ? (double)done / (double)total : 1;
+    report(c, min_u64((uint64_t)(part * (double)c->work_total), c->work_total));
 }

@@ -103,9 +103,18 @@ void plan_tell(const struct check *c)
 
 /* ---- carrying it out ---- */
 
-static int announce_run(void *undo, const struct stage_run *run, struct qk_error *err)
+struct announcing {
+    struct check *c;
+    struct qk_io *undo;
+    uint64_t done, total; /* sectors */
+};
+
+static int announce_run(void *announcing, const struct stage_run *run, struct qk_error *err)
 {
-    return undo_announce(undo, run->off, run->bytes, run->len, err);
+    struct announcing *a = announcing;
+    a->done += run->len / STAGE_SECTOR;
+    progress_write(a->c, a->done, 2 * a->total);
+    return undo_announce(a->undo, run->off, run->bytes, run->len, err);
 }
 
 /* With everything announced at once, the log is flushed once, and complete before the first write.
@@ -117,7 +126,8 @@ static int commit_saving(struct check *c, struct qk_io *file, struct qk_io *log,
     int ret = io_undo_open(file, log, &undo, err);
     if (ret < 0)
         return ret;
-    ret = stage_each(c->stage, announce_run, undo, err);
+    struct announcing a = {c, undo, 0, stage_sectors(c->stage)};
+    ret = stage_each(c->stage, announce_run, &a, err);
     if (ret == 0)
         ret = undo_ready(undo, err);
     if (ret == 0) {

@@ -1,6 +1,8 @@
 /*
  * progress.h - how long work shows how far it is: `    (12.34/100%)` with -p, on SIGUSR1
- * without, and as JSON lines on a descriptor of the caller's choice (--progress-fd).
+ * without, and as JSON lines on a descriptor of the caller's choice (--progress-fd). A program that
+ * sets `estimate` after progress_begin has the time that is left behind it, `    (12.34/100%), 0:42
+ * left`, but not with -p where stdout is no terminal; the JSON lines have "seconds-left" always.
  * Relies on options.h for the rows OPT_PROGRESS, OPT_ROW_PROGRESS_FD and OPT_QUIET.
  */
 #ifndef TOOLS_COMMON_PROGRESS_H
@@ -19,6 +21,10 @@ struct progress {
     double last_fd;
     uint64_t done, total;
     bool begun;
+    bool estimate;        /* say how much time is left: on a terminal, and on SIGUSR1 */
+    bool terminal;        /* stdout is one */
+    unsigned part, parts; /* of the work, see progress_part */
+    struct timespec start;
 };
 
 /*
@@ -30,6 +36,9 @@ void progress_begin(struct progress *progress, const struct opts *opts, double m
 
 /* What library calls take. Valid as long as *progress is. */
 struct qk_progress progress_hook(struct progress *progress);
+
+/* The work consists of so many equal parts, and number `part` (from 0) begins. */
+void progress_part(struct progress *progress, unsigned part, unsigned parts);
 
 /* For loops of the tools themselves. Returns 0 to go on. */
 int progress_report(void *progress, uint64_t done, uint64_t total);

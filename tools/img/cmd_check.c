@@ -191,6 +191,7 @@ static int check_again(struct check_run *run, struct qk_error *err)
             "Double checking the fixed image now...\n",
             first.leaks_fixed, first.corruptions_fixed);
     fflush(stdout);
+    progress_part(&run->progress, 1, 2);
     struct check_json *json = run->findings.json;
     run->findings.json = NULL; /* the findings that count are there */
     int ret = check_once(run, 0, err);
@@ -231,26 +232,12 @@ static int check_shared(struct check_run *run, struct qk_error *err)
     return ret;
 }
 
-/* The first name of its kind that is free; an image that is no plain file has none. */
-static int choose_undo(struct check_run *run)
+/* The first of `stem`1, `stem`2, ... that is free, from `first` on. */
+static int first_free(struct check_run *run, const char *stem, int first)
 {
     struct stat st;
-    if (!run->fix || run->plan || run->no_undo)
-        return 0;
-    if (run->undo_given) {
-        run->undo = xstrdup(run->undo_given);
-        return 0;
-    }
-    if (strcmp(program_name(), "qcowkit") != 0)
-        return 0;
-    if (run->request.image_opts || stat(run->name, &st) < 0 || !S_ISREG(st.st_mode)) {
-        report_error("There is no place for an undo file beside '%s'; give --undo FILE, or "
-                     "--no-undo to repair without",
-                     run->name);
-        return -1;
-    }
-    for (int i = 1; i < UNDO_NAMES; i++) {
-        run->undo = xprintf("%s.undo-%d", run->name, i);
+    for (int i = first; i < UNDO_NAMES; i++) {
+        run->undo = xprintf("%s%d", stem, i);
         if (lstat(run->undo, &st) < 0 && errno == ENOENT)
             return 0;
         text_free(&run->undo);
@@ -259,8 +246,44 @@ static int choose_undo(struct check_run *run)
     return -1;
 }
 
+/* FILE is for the first repair of this run, FILE.2 for what a choice repairs after it. */
+static int given_undo(struct check_run *run)
+{
+    if (!run->undo_saved) {
+        run->undo = xstrdup(run->undo_given);
+        return 0;
+    }
+    char *stem = xprintf("%s.", run->undo_given);
+    int ret = first_free(run, stem, 2);
+    text_free(&stem);
+    return ret;
+}
+
+/* An image that is no plain file has no place of its own for undo files. */
+static int choose_undo(struct check_run *run)
+{
+    struct stat st;
+    if (!run->fix || run->plan || run->no_undo)
+        return 0;
+    if (run->undo_given)
+        return given_undo(run);
+    if (strcmp(program_name(), "qcowkit") != 0)
+        return 0;
+    if (run->request.image_opts || stat(run->name, &st) < 0 || !S_ISREG(st.st_mode)) {
+        report_error("There is no place for an undo file beside '%s'; give --undo FILE, or "
+                     "--no-undo to repair without",
+                     run->name);
+        return -1;
+    }
+    char *stem = xprintf("%s.undo-", run->name);
+    int ret = first_free(run, stem, 1);
+    text_free(&stem);
+    return ret;
+}
+
 static int repair_once(struct check_run *run, struct qk_error *err)
 {
+    progress_part(&run->progress, 0, 2);
     int ret = check_once(run, run->fix, err);
     run->undo_saved |= run->result.undo_saved;
     if (run->result.undo_saved && !run->json)
@@ -293,9 +316,6 @@ static int repair_all(struct check_run *run, struct qk_error *err)
     run->allow = ~0u;
     text_free(&run->undo);
     run->undo = NULL;
-    if (run->undo_given && run->undo_saved) {
-        run->undo_given = NULL; /* it holds what the first repair overwrote */
-    }
     if (choose_undo(run) < 0)
         return -ECANCELED;
     return repair_once(run, err);
@@ -447,6 +467,7 @@ int cmd_check(int argc, char **argv)
         run.findings.json = &run.out;
     }
     progress_begin(&run.progress, &opts, 1.0);
+    run.progress.estimate = !strcmp(program_name(), "qcowkit");
     status = run_check(&run);
     findings_free(&run.findings);
     text_free(&run.undo);
