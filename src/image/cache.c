@@ -130,7 +130,7 @@ void cache_drop(struct cache *c)
 {
     for (unsigned i = 0; i < c->shard_count; i++)
         shard_drop(&c->shards[i]);
-    c->dirty_slices = 0;
+    __atomic_store_n(&c->dirty_slices, 0, __ATOMIC_RELAXED);
 }
 
 void cache_destroy(struct cache *c)

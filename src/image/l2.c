@@ -9,10 +9,13 @@
 
 static uint64_t known_end(struct image *img)
 {
+    /* The caller may hold a shard of the cache, which writers lock with alloc_lock held. */
+    if (img->opts.writable)
+        return __atomic_load_n(&img->end_clusters, __ATOMIC_RELAXED);
     LOCK_SCOPE(&img->alloc_lock);
     uint64_t size;
     /* Another program may write to an image that we share, so the file may have grown. */
-    if (!img->opts.writable && io_size(img->file, &size, NULL) == 0)
+    if (io_size(img->file, &size, NULL) == 0)
         image_note_end(img, div_round_up(size, img->g.cluster_bytes));
     return img->end_clusters;
 }
