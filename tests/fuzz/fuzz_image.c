@@ -185,7 +185,7 @@ static void repair_pass(const uint8_t *data, size_t size, unsigned allow)
 {
     const struct image_options opts = {.writable = true, .for_check = true, .lazy_refcounts = -1};
     struct qk_check_options how = QK_CHECK_OPTIONS_INIT;
-    struct qk_check_result first, second;
+    struct qk_check_result first = QK_CHECK_RESULT_INIT, second;
     struct undo_result undone;
     struct qk_io *log = NULL;
     struct opened o;
@@ -270,6 +270,7 @@ static void bitmap_pass(const uint8_t *data, size_t size)
         change_bitmaps(o.img);
     image_close(o.img, NULL);
     io_close(o.file, NULL);
+    io_close(o.data, NULL);
 }
 
 /* ---- snapshots --------------------------------------------------------------------------- */

@@ -8,8 +8,9 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
-static long countdown = -1; /* allocations until one fails; < 0: none does */
+static _Atomic long countdown = -1; /* allocations until one fails; < 0: none does */
 
+/* Several threads may ask: one of them gets the failure. */
 static bool out_of_memory(void)
 {
     return countdown >= 0 && countdown-- == 0;
