@@ -1,8 +1,10 @@
 /*
  * test_check_nomem.c - the Nth allocation of memory of a check or a repair fails, for every N until
- * it passes: the failure is reported, no guest data is lost, and a repair afterwards ends clean.
+ * it passes: the failure is reported, no guest data is lost, and a repair afterwards ends clean. A
+ * plan changes no byte, and a repair that makes all choices can be taken back, wherever it stopped.
  */
 #include "check_test.h"
+#include "io/undo.h"
 #include "nomem.h"
 
 static void damage(struct qk_io *io)
@@ -51,8 +53,64 @@ static void test_allocations(unsigned fix)
     io_close(io, NULL);
 }
 
+static void count_step(void *opaque, const struct qk_plan_step *step)
+{
+    unsigned *steps = opaque;
+    *steps += step->bytes > 0;
+}
+
+/* True when the run got through. */
+static bool one_undone(const uint8_t *base, size_t bytes, bool plan_only, long nth)
+{
+    struct qk_check_options opts = QK_CHECK_OPTIONS_INIT;
+    struct qk_check_result result = QK_CHECK_RESULT_INIT;
+    struct qk_io *mem = NULL, *log = NULL;
+    struct undo_result undone;
+    unsigned steps = 0;
+    size_t len;
+    CHECK_OK(io_mem_open(base, bytes, 0, &mem, NULL));
+    CHECK_OK(io_mem_open(NULL, 0, 0, &log, NULL));
+    struct image *img = open_for_check(mem, !plan_only);
+    opts.fix = QK_FIX_LEAKS | QK_FIX_ERRORS;
+    opts.allow = ~0u;
+    opts.threads = 2;
+    opts.plan_only = plan_only;
+    opts.on_step = count_step;
+    opts.opaque = &steps;
+    countdown = nth;
+    int ret = check_image_saving(img, &opts, log, &result, NULL);
+    bool failed = countdown < 0;
+    countdown = -1;
+    image_abandon(img);
+    CHECK(ret == 0 || ret == -ENOMEM);
+    CHECK(failed || (ret == 0 && steps > 0));
+    if (!plan_only && io_mem_data(log, &len) && len)
+        CHECK_OK(undo_restore(log, mem, &undone, NULL));
+    const uint8_t *now = io_mem_data(mem, &len);
+    CHECK(len == bytes && !memcmp(now, base, bytes));
+    io_close(mem, NULL);
+    io_close(log, NULL);
+    return !failed;
+}
+
+static void test_undone(bool plan_only)
+{
+    struct qk_io *io = make_image(12, 4);
+    size_t bytes;
+    damage(io);
+    const uint8_t *base = io_mem_data(io, &bytes);
+    long nth = 0;
+    while (!one_undone(base, bytes, plan_only, nth))
+        nth++;
+    printf("%s: %ld allocations\n", plan_only ? "plan" : "repair and undo", nth);
+    CHECK(nth > 8);
+    io_close(io, NULL);
+}
+
 int main(void)
 {
+    test_undone(true);
+    test_undone(false);
     test_allocations(0);
     test_allocations(QK_FIX_LEAKS | QK_FIX_ERRORS);
     return TEST_SUMMARY();
