@@ -52,15 +52,47 @@ static int referred_freed(struct reshape *r, const struct l2_table *t, uint32_t 
         "the refcount of a cluster is less than its references; run a check with repair");
 }
 
-/* Below a table that another L1 names, too, no count is 1, and no flag was set. */
-static void keep_own_tables(struct reshape *r)
+/* Tables of the new active L1 that other L1 tables may name, too. */
+struct sharing {
+    bool *shared; /* for each of `active`: a snapshot names it */
+    size_t in_doubt;
+};
+
+/* Marks those that the snapshot names. One that cannot be read says nothing. */
+static void ask_snapshot(const struct reshape *r, const struct snapshot *s, struct sharing *sharing)
+{
+    struct image *img = r->img;
+    struct l2_table_vec named = {0};
+    CLEANUP_FREE uint64_t *l1 = NULL;
+    if (snapshot_read_l1(img, s, 0, &l1, NULL) == 0 &&
+        l2_tables_of(img, l1, s->fixed.l1_entries, &named, NULL) == 0)
+        for (size_t i = 0; i < r->active.len; i++)
+            if (!sharing->shared[i] && l2_tables_find(&named, r->active.ptr[i].off)) {
+                sharing->shared[i] = true;
+                sharing->in_doubt--;
+            }
+    l2_table_vec_free(&named);
+}
+
+/* Below a table that another L1 names, too, no count is 1, and no flag was set. The table's own
+ * count does not tell: a crash may have left it too high. */
+static int keep_own_tables(struct reshape *r, struct qk_error *err)
 {
     struct l2_table_vec *v = &r->active;
+    CLEANUP_FREE bool *shared = calloc(v->len + 1, sizeof(*shared));
+    struct sharing sharing = {shared, 0};
+    if (!shared)
+        return qk_fail_nomem(err);
+    for (size_t i = 0; i < v->len; i++)
+        sharing.in_doubt += !shadow_is_one(&r->sh, image_cluster_of(r->img, v->ptr[i].off));
+    for (size_t i = r->snapshots->len; i-- && sharing.in_doubt;)
+        ask_snapshot(r, &r->snapshots->ptr[i], &sharing);
     size_t n = 0;
     for (size_t i = 0; i < v->len; i++)
-        if (shadow_is_one(&r->sh, image_cluster_of(r->img, v->ptr[i].off)))
+        if (!shared[i])
             v->ptr[n++] = v->ptr[i];
     v->len = n;
+    return 0;
 }
 
 static int judge_table(void *opaque, const struct l2_table *t, uint8_t *bytes, struct qk_error *err)
@@ -367,7 +399,8 @@ static int count_and_judge(struct reshape *r, struct qk_error *err)
     if (ret < 0 || r->come.len)
         return ret;
     ret = l2_tables_of(img, r->l1, r->l1_entries, &r->active, err);
-    keep_own_tables(r);
+    if (ret == 0)
+        ret = keep_own_tables(r, err);
     return ret < 0 ? ret : l2_tables_visit(img, &r->active, judge_table, r, err);
 }
 
