@@ -522,6 +522,16 @@ QK_API int qk_disk_amend(struct qk_disk *disk, const char *const *options,
 enum qk_severity { QK_SEVERITY_NONE, QK_SEVERITY_LEAK, QK_SEVERITY_CORRUPTION, QK_SEVERITY_ERROR };
 enum qk_repair { QK_REPAIR_NONE, QK_REPAIR_SAFE, QK_REPAIR_LOSSY, QK_REPAIR_ASK };
 
+/* One of those who name a cluster. */
+struct qk_cluster_user {
+    size_t struct_size;
+    const char *structure; /* "guest data", "L2 table", "header", ... */
+    uint64_t file_off;     /* of the entry that names it, or of the structure that lies in it */
+    uint64_t guest_off;    /* QK_OFFSET_NONE: none */
+    const char *snapshot;  /* id; NULL: the active disk, or none */
+};
+#define QK_USERS_LISTED 8u
+
 /* One finding. Strings are valid during the callback only, but for name and structure. */
 struct qk_problem {
     size_t struct_size;
@@ -537,6 +547,13 @@ struct qk_problem {
     uint64_t guest_off; /* QK_OFFSET_NONE: none */
     uint64_t expected, found;
     const char *snapshot; /* id of the snapshot that it concerns; NULL: none, or not known */
+    const char *snapshot_name;
+    uint64_t guest_bytes; /* behind guest_off, of the disk; 0: none */
+    /* Who shares a cluster that is counted for fewer: the first ones, and the number of references;
+     * told for the first few hundred clusters. */
+    const struct qk_cluster_user *users;
+    unsigned user_count; /* at most QK_USERS_LISTED; 0: nobody, or not known */
+    uint64_t user_total;
 };
 
 /* One step of a repair. Strings are static. */
@@ -558,6 +575,7 @@ enum qk_allow {
     QK_ALLOW_ENTRIES = 1u << 1,   /* L1 and L2 entries that lead nowhere are cleared */
     QK_ALLOW_SNAPSHOTS = 1u << 2, /* snapshot entries that cannot be used are dropped */
     QK_ALLOW_BITMAPS = 1u << 3,   /* bitmaps that cannot be used are dropped */
+    QK_ALLOW_HEADER = 1u << 4,    /* header fields get the likely value, or none */
 };
 
 enum qk_fix { QK_FIX_LEAKS = 1u << 0, QK_FIX_ERRORS = 1u << 1 };

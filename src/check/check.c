@@ -17,21 +17,39 @@ static unsigned thread_count(const struct qk_check_options *opts)
     return opts->threads ? opts->threads : cores > 0 ? (unsigned)cores : 1;
 }
 
+/* Before the image was opened, impossible fields were replaced: here they are as they were. */
+static int header_load(struct check *c, struct qk_error *err)
+{
+    uint8_t first[QCOW2_FULL_HEADER_BYTES];
+    int ret = io_size(c->file, &c->file_bytes, err);
+    if (ret == 0)
+        ret = io_read(c->file, 0, first, sizeof(first), err);
+    return ret < 0 ? ret
+                   : header_decode(first, (size_t)min_u64(c->file_bytes, sizeof(first)), &c->raw,
+                                   err);
+}
+
 static int check_init(struct check *c, struct qk_error *err)
 {
     c->file = image_file(c->img);
-    c->h = image_header(c->img);
+    c->view = *image_header(c->img);
+    c->h = &c->view;
     c->g = image_geometry(c->img);
     c->ops = refcount_ops(c->h->refcount_order);
     c->data_file = c->h->incompatible & INCOMPAT_DATA_FILE;
     c->threads = thread_count(c->opts);
-    c->sink = (struct sink){.opts = c->opts, .result = c->result};
+    c->sink = (struct sink){.opts = c->opts,
+                            .result = c->result,
+                            .guest_off = QK_OFFSET_NONE,
+                            .disk_bytes = c->h->size_bytes,
+                            .cluster_bytes = c->g->cluster_bytes,
+                            .table_bytes = (uint64_t)c->g->l2_entries << c->g->cluster_bits};
+    int ret = header_load(c, err);
+    if (ret < 0)
+        return ret;
     if (c->opts->fix && !c->opts->plan_only && !c->file->writable)
         return qk_fail_at(err, -EROFS, WHERE(c->file->name, NULL, QK_OFFSET_NONE),
                           "cannot repair an image that is opened read-only");
-    int ret = io_size(c->file, &c->file_bytes, err);
-    if (ret < 0)
-        return ret;
     c->clusters = div_round_up(c->file_bytes, c->g->cluster_bytes);
     if (c->clusters >= REFMAP_MAX_CLUSTERS || c->file_bytes > INT64_MAX / 2)
         return qk_fail_at(err, -EFBIG, WHERE(c->file->name, NULL, QK_OFFSET_NONE),
@@ -52,6 +70,8 @@ static void check_release(struct check *c)
     u64_vec_free(&c->snapshot_l1);
     u64_vec_free(&c->snapshot_kept);
     u64_vec_free(&c->reftable);
+    shared_vec_free(&c->shared);
+    free(c->snapshot_ranges);
     step_vec_free(&c->steps);
     user_vec_free(&c->users);
     io_close(c->stage, NULL);
@@ -81,6 +101,7 @@ static int find(struct check *c, struct qk_error *err)
         ret = compare_run(c, err);
     if (ret == 0)
         shared_report(c);
+    shared_vec_free(&c->shared);
     return ret;
 }
 

@@ -196,14 +196,23 @@ static void report_overflows(struct check *c, uint64_t b)
 static void report_cluster(struct check *c, uint64_t b, uint64_t cluster, uint64_t stored)
 {
     uint64_t reference = reference_of(c, cluster), off = block_off(c, b);
-    report_overflow(c, b, cluster);
-    if (stored == reference)
+    if (c->wanting) {
+        if (reference > stored && reference > 1)
+            users_want(c, cluster, NULL);
         return;
+    }
+    sink_of_cluster(c, cluster);
+    report_overflow(c, b, cluster);
+    if (stored == reference) {
+        sink_of_nothing(c);
+        return;
+    }
     enum problem_id id = stored > reference ? PROBLEM_REFCOUNT_HIGH
                          : stored           ? PROBLEM_REFCOUNT_LOW
                                             : PROBLEM_REFCOUNT_ZERO;
     const struct finding f = {id, off, QK_OFFSET_NONE, reference, stored};
     sink_found(&c->sink, &f, cluster, stored, reference);
+    sink_of_nothing(c);
 }
 
 static int report_block(struct check *c, uint64_t b, uint8_t *buf, struct qk_error *err)
@@ -231,7 +240,7 @@ static int report_blocks(struct check *c, struct qk_error *err)
         return qk_fail_nomem(err);
     int ret = 0;
     for (uint64_t b = 0; ret == 0 && b < c->reftable.len; b++) {
-        if (block_state(c, b) == BLOCK_BAD)
+        if (block_state(c, b) == BLOCK_BAD && !c->wanting)
             report_overflows(c, b);
         else if (c->blocks[b] & BLOCK_MISMATCH)
             ret = report_block(c, b, buf, err);
@@ -253,7 +262,13 @@ int compare_run(struct check *c, struct qk_error *err)
     if (ret < 0)
         return ret;
     compare_tail(c);
-    return report_blocks(c, err);
+    c->wanting = true;
+    ret = c->opts->on_problem ? report_blocks(c, err) : 0;
+    shared_report(c);
+    c->wanting = false;
+    if (ret == 0)
+        ret = users_find(c, err);
+    return ret < 0 ? ret : report_blocks(c, err);
 }
 
 /* ---- single refcounts ---- */

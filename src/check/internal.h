@@ -28,11 +28,18 @@ DEFINE_VECTOR(u64_vec, uint64_t)
 
 /* Header fields that a repair writes (section "Header"): the table's offset and clusters together.
  */
-#define HEADER_BACKING_OFF      8u
-#define HEADER_REFTABLE_OFF     48u
-#define HEADER_SNAPSHOTS_OFF    60u
-#define HEADER_INCOMPATIBLE_OFF 72u
-#define HEADER_AUTOCLEAR_OFF    88u
+#define HEADER_BACKING_OFF        8u
+#define HEADER_BACKING_LEN_OFF    16u
+#define HEADER_SIZE_OFF           24u
+#define HEADER_CRYPT_OFF          32u
+#define HEADER_L1_ENTRIES_OFF     36u
+#define HEADER_L1_OFF             40u
+#define HEADER_REFTABLE_OFF       48u
+#define HEADER_SNAPSHOTS_OFF      60u
+#define HEADER_INCOMPATIBLE_OFF   72u
+#define HEADER_AUTOCLEAR_OFF      88u
+#define HEADER_REFCOUNT_ORDER_OFF 96u
+#define HEADER_LENGTH_OFF         100u
 
 enum l2_flag {
     L2_BAD = 1u << 0,     /* has entries to report */
@@ -49,8 +56,32 @@ struct l2_table {
     uint32_t active;   /* of those, in the active L1 */
     uint32_t first_l1; /* lowest index in the active L1; UINT32_MAX: none */
     uint8_t flags;     /* enum l2_flag */
+    uint16_t snapshot; /* one that has it, and where in its L1; see struct owner */
+    uint32_t snapshot_l1;
 };
 DEFINE_VECTOR(l2_vec, struct l2_table)
+
+/* The snapshot that a place in the file belongs to. */
+struct owner {
+    uint16_t snapshot; /* its place among those that can be used, from 1; 0: none, or not known */
+    uint32_t l1_index;
+};
+struct snapshot_text {
+    char id[64], name[256];
+};
+
+/* Who names a cluster that is counted for fewer. */
+struct shared_user {
+    const char *structure;
+    uint64_t file_off, guest_off;
+    uint16_t snapshot;
+};
+struct shared_cluster {
+    uint64_t cluster;
+    unsigned listed;
+    struct shared_user users[QK_USERS_LISTED];
+};
+DEFINE_VECTOR(shared_vec, struct shared_cluster)
 
 /* One step of the plan, as struct qk_plan_step tells it. */
 struct step {
@@ -92,7 +123,9 @@ struct check {
     struct qk_io *file;     /* the image's file; during a repair the stage over it */
     struct qk_io *stage;    /* of a repair */
     struct qk_io *undo_log; /* NULL: opts->undo_file says where, if at all */
-    const struct header *h;
+    struct header raw;   /* the fields as they are in the file */
+    struct header view;  /* as they are read: with what others determine (header_mend) */
+    const struct header *h; /* = &view */
     const struct geometry *g;
     const struct refcount_ops *ops;
     const struct qk_check_options *opts;
@@ -107,12 +140,14 @@ struct check {
     struct refmap refs;
     uint64_t *l1; /* active L1, host-endian */
     uint32_t l1_entries;
+    uint64_t l1_found;            /* where a table lies that may be the active L1; 0: no such */
     bool l1_bad;                  /* the active L1 has entries to report */
     bool snapshot_l1_bad;         /* a snapshot's L1 has */
     bool tables_bad;              /* an L2 table has */
     struct l2_vec tables;         /* sorted by cluster once roots is done */
     struct u64_vec snapshot_l1;   /* pairs: offset, bytes */
     struct u64_vec snapshot_kept; /* pairs: offset and bytes of the entries that can be used */
+    struct snapshot_range *snapshot_ranges; /* their L1 tables by place */
     struct refmap_span snapshot_old, snapshot_new; /* clusters of the table; the new one */
 
     struct u64_vec reftable; /* host-endian */
@@ -123,6 +158,9 @@ struct check {
     struct block_cache_slot cache[BLOCK_CACHE_SLOTS];
 
     unsigned actions; /* what is to be done: enum action */
+    bool wanting;             /* a report asks only whom it will tell about */
+    struct shared_vec shared; /* and this is who shares then */
+    struct snapshot_text label, user_labels[QK_USERS_LISTED];
     bool bitmaps_dry; /* bitmaps are looked at, and not counted */
     bool spare; /* free clusters may belong to what was given up: new ones go behind the end */
     struct step_vec steps; /* the plan: how */
@@ -183,6 +221,15 @@ int cover_ranges(struct check *c, struct u64_vec *ranges, struct qk_error *err);
 
 int header_collect(struct check *c, struct qk_error *err);
 int header_edit(struct check *c, struct qk_error *err);
+/* What the file says about the table's place cannot be. */
+bool l1_misplaced(const struct check *c);
+
+/* ---- l1_search.c ---- */
+
+/* Looks through the file for the one table that can be the active L1 (check.l1_found), when the
+ * header gives it no possible place; and uses it when that is allowed. Relies on the snapshots' L1
+ * tables being known. */
+int l1_search(struct check *c, struct qk_error *err);
 
 /* ---- roots.c, snapshots.c, bitmaps.c ---- */
 
@@ -233,9 +280,27 @@ int table_report(struct check *c, struct l2_table *t, struct qk_error *err);
 int table_edit(struct check *c, struct l2_table *t, void *buf, struct qk_error *err);
 uint64_t table_guest_off(const struct check *c, const struct l2_table *t, uint32_t index);
 
+/* The same, or the place in a snapshot that has the table. */
+uint64_t table_place(const struct check *c, const struct l2_table *t, uint32_t index);
+
+/* ---- users.c ---- */
+
+int snapshot_ranges_init(struct check *c, struct qk_error *err);
+/* Whose L1 table has these bytes. */
+struct owner snapshot_at(const struct check *c, uint64_t off);
+void snapshot_label(struct check *c, uint16_t snapshot, struct snapshot_text *text);
+/* Asks for the users of a cluster; finds them. */
+int users_want(struct check *c, uint64_t cluster, struct qk_error *err);
+int users_find(struct check *c, struct qk_error *err);
+/* What the findings that follow concern. */
+void sink_of_snapshot(struct check *c, uint16_t snapshot);
+void sink_of_cluster(struct check *c, uint64_t cluster);
+void sink_of_nothing(struct check *c);
+
 /* ---- shared.c ---- */
 
-/* Tells of the image's own tables that lie in a cluster with further users. */
+/* Tells of the image's own tables that lie in a cluster with further users. While c->wanting, asks
+ * for these users. */
 void shared_report(struct check *c);
 
 /* ---- refblocks.c, compare.c ---- */

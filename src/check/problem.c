@@ -3,6 +3,7 @@
  * time. Promises that result->corruptions, leaks and check_errors are what is still open.
  */
 #include "check/problem.h"
+#include "base/checked.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -35,9 +36,15 @@ static const uint8_t choices[PROBLEM_COUNT] = {
     [PROBLEM_L2_BITMAP_CONTRADICTS] = QK_ALLOW_ENTRIES,
     [PROBLEM_L2_BITMAP_UNALLOCATED] = QK_ALLOW_ENTRIES,
     [PROBLEM_L2_DATA_FILE_OFFSET] = QK_ALLOW_ENTRIES,
+    [PROBLEM_L1_TABLE_MISPLACED] = QK_ALLOW_HEADER,
+    [PROBLEM_BACKING_OUTSIDE] = QK_ALLOW_HEADER,
+    [PROBLEM_BACKING_INSIDE] = QK_ALLOW_HEADER,
+    [PROBLEM_DISK_SIZE] = QK_ALLOW_HEADER,
     [PROBLEM_SNAPSHOT_TABLE] = QK_ALLOW_SNAPSHOTS,
     [PROBLEM_SNAPSHOT_L1_UNALIGNED] = QK_ALLOW_SNAPSHOTS,
     [PROBLEM_SNAPSHOT_L1_LARGE] = QK_ALLOW_SNAPSHOTS,
+    [PROBLEM_SNAPSHOT_DATA_FILE] = QK_ALLOW_SNAPSHOTS,
+    [PROBLEM_SNAPSHOT_L1_OUTSIDE] = QK_ALLOW_SNAPSHOTS,
     [PROBLEM_BITMAP_DIRECTORY] = QK_ALLOW_BITMAPS,
     [PROBLEM_BITMAP_TABLE] = QK_ALLOW_BITMAPS,
     [PROBLEM_BITMAP_ENTRY] = QK_ALLOW_BITMAPS,
@@ -74,12 +81,22 @@ static const char *first_word(const struct problem_info *p, bool repaired)
     return p->severity == QK_SEVERITY_LEAK ? "Leaked" : "ERROR";
 }
 
+/* How much of the disk lies behind what is damaged. */
+static uint64_t guest_bytes(const struct sink *s, const struct finding *f, uint64_t guest_off)
+{
+    bool table = !strcmp(problems[f->id].structure, "L1 table") || f->id == PROBLEM_L2_UNREADABLE;
+    if (guest_off >= s->disk_bytes)
+        return 0;
+    return min_u64(table ? s->table_bytes : s->cluster_bytes, s->disk_bytes - guest_off);
+}
+
 static void hand_on(struct sink *s, const struct finding *f, bool repaired, va_list args)
 {
     const struct problem_info *p = &problems[f->id];
     if (!s->opts->on_problem)
         return;
     char text[1600];
+    uint64_t guest_off = f->guest_off == QK_OFFSET_NONE ? s->guest_off : f->guest_off;
     int n = snprintf(text, sizeof(text), "%s", first_word(p, repaired));
     vsnprintf(text + n, sizeof(text) - (size_t)n, p->format, args);
     const struct qk_problem problem = {
@@ -93,10 +110,15 @@ static void hand_on(struct sink *s, const struct finding *f, bool repaired, va_l
         .repair = p->repair,
         .repaired = repaired,
         .file_off = f->file_off,
-        .guest_off = f->guest_off,
+        .guest_off = guest_off,
         .expected = f->expected,
         .found = f->found,
         .snapshot = s->snapshot,
+        .snapshot_name = s->snapshot_name,
+        .guest_bytes = guest_bytes(s, f, guest_off),
+        .users = s->user_count ? s->users : NULL,
+        .user_count = s->user_count,
+        .user_total = s->user_count ? s->user_total : 0,
     };
     s->opts->on_problem(s->opts->opaque, &problem);
 }

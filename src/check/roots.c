@@ -96,7 +96,10 @@ static int active_l1_collect(struct check *c, struct qk_error *err)
             continue;
         struct l1_verdict v = l1_judge(c, c->l1[i]);
         c->l1_bad |= v.problem_count != 0;
-        const struct l2_table t = {l1_entry_host(c->l1[i]) >> c->g->cluster_bits, 1, 1, i, 0};
+        const struct l2_table t = {.cluster = l1_entry_host(c->l1[i]) >> c->g->cluster_bits,
+                                   .refs = 1,
+                                   .active = 1,
+                                   .first_l1 = i};
         if (v.usable)
             ret = table_add(c, &t, err);
     }
@@ -109,13 +112,17 @@ static int snapshot_l1_words(struct check *c, const uint64_t *words, size_t n,
                              const struct root *piece, struct qk_error *err)
 {
     int ret = 0;
+    struct owner owner = snapshot_at(c, piece->off);
     for (size_t i = 0; ret == 0 && i < n; i++) {
         if (!words[i])
             continue;
         struct l1_verdict v = l1_judge(c, words[i]);
         c->snapshot_l1_bad |= v.problem_count != 0;
-        const struct l2_table t = {l1_entry_host(words[i]) >> c->g->cluster_bits, piece->times, 0,
-                                   UINT32_MAX, 0};
+        const struct l2_table t = {.cluster = l1_entry_host(words[i]) >> c->g->cluster_bits,
+                                   .refs = piece->times,
+                                   .first_l1 = UINT32_MAX,
+                                   .snapshot = owner.snapshot,
+                                   .snapshot_l1 = owner.l1_index + (uint32_t)i};
         if (v.usable)
             ret = table_add(c, &t, err);
     }
@@ -126,10 +133,14 @@ static int snapshot_l1_report(struct check *c, const uint64_t *words, size_t n,
                               const struct root *piece, struct qk_error *err)
 {
     (void)err;
+    struct owner owner = snapshot_at(c, piece->off);
+    sink_of_snapshot(c, owner.snapshot);
     for (size_t i = 0; i < n; i++) {
         if (words[i])
-            l1_report(c, words[i], QK_OFFSET_NONE, piece->off + i * 8);
+            l1_report(c, words[i], owner.snapshot ? owner.l1_index + i : QK_OFFSET_NONE,
+                      piece->off + i * 8);
     }
+    sink_of_nothing(c);
     return 0;
 }
 
@@ -161,6 +172,8 @@ static int crypto_collect(struct check *c, struct qk_error *err)
 static int snapshot_l1_collect(struct check *c, struct qk_error *err)
 {
     int ret = cover_ranges(c, &c->snapshot_l1, err);
+    if (ret == 0)
+        ret = snapshot_ranges_init(c, err);
     return ret < 0 ? ret : snapshot_l1_sweep(c, false, err);
 }
 

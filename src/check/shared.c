@@ -10,8 +10,15 @@ static void tell(struct check *c, uint64_t cluster, const char *what, uint64_t u
 {
     const struct finding f = {PROBLEM_METADATA_SHARED, cluster << c->g->cluster_bits,
                               QK_OFFSET_NONE, users, refmap_count(&c->refs, cluster)};
-    if (f.found > users)
-        sink_found(&c->sink, &f, cluster, what);
+    if (f.found <= users)
+        return;
+    if (c->wanting) {
+        users_want(c, cluster, NULL);
+        return;
+    }
+    sink_of_cluster(c, cluster);
+    sink_found(&c->sink, &f, cluster, what);
+    sink_of_nothing(c);
 }
 
 static void tell_range(struct check *c, uint64_t off, uint64_t bytes, const char *what)

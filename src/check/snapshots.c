@@ -63,8 +63,9 @@ static void entry_damaged(struct check *c, const struct snapshot_entry *e, enum 
     uint64_t value = id == PROBLEM_SNAPSHOT_L1_LARGE ? e->l1_entries : e->l1_off;
     const struct finding f = {id, e->off, QK_OFFSET_NONE, 0, value};
     c->sink.snapshot = label;
+    c->sink.snapshot_name = name;
     sink_found(&c->sink, &f, label, name, value);
-    c->sink.snapshot = NULL;
+    sink_of_nothing(c);
 }
 
 static int entry_note(struct check *c, const struct snapshot_entry *e, struct qk_error *err)
@@ -180,7 +181,7 @@ static int new_table(struct check *c, const uint8_t *table, uint64_t bytes, stru
 /* The new table lies behind the end of the file: what looks free may belong to a lost snapshot. */
 int snapshots_place(struct check *c, struct qk_error *err)
 {
-    if (!(c->actions & ACT_DROP_SNAPSHOTS))
+    if (!(c->actions & ACT_WRITE_SNAPSHOTS))
         return 0;
     bool no_room = c->snapshot_kept.len && (!c->file->can_grow || c->no_growth);
     if ((c->actions & ACT_HOLD) || no_room) {
@@ -198,11 +199,11 @@ int snapshots_place(struct check *c, struct qk_error *err)
 /* Then what the lost snapshots named must stay as it is. */
 void snapshots_forget(struct check *c)
 {
-    if (!(c->actions & ACT_DROP_SNAPSHOTS))
+    if (!(c->actions & ACT_WRITE_SNAPSHOTS))
         return;
     refmap_drop(&c->refs, c->snapshot_new);
     c->snapshot_new = (struct refmap_span){0};
-    c->actions &= ~(unsigned)(ACT_DROP_SNAPSHOTS | ACT_LOWER);
+    c->actions &= ~(unsigned)(ACT_WRITE_SNAPSHOTS | ACT_LOWER);
     c->actions |= ACT_HOLD;
 }
 
@@ -210,7 +211,7 @@ int snapshots_link(struct check *c, struct qk_error *err)
 {
     static const struct step what = {"name the new table", "header", .count = 2};
     uint8_t fields[12];
-    if (!(c->actions & ACT_DROP_SNAPSHOTS))
+    if (!(c->actions & ACT_WRITE_SNAPSHOTS))
         return 0;
     store_be32(fields, (uint32_t)(c->snapshot_kept.len / 2));
     store_be64(fields + 4, c->snapshot_new.first << c->g->cluster_bits);

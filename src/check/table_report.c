@@ -16,6 +16,14 @@ uint64_t table_guest_off(const struct check *c, const struct l2_table *t, uint32
            ((uint64_t)index << c->g->cluster_bits);
 }
 
+uint64_t table_place(const struct check *c, const struct l2_table *t, uint32_t index)
+{
+    if (t->first_l1 != UINT32_MAX || !t->snapshot)
+        return table_guest_off(c, t, index);
+    const struct l2_table as_active = {.first_l1 = t->snapshot_l1};
+    return table_guest_off(c, &as_active, index);
+}
+
 /* The two arguments of each L2 problem's line. */
 static void problem_args(enum problem_id id, uint32_t index, struct l2_entry e,
                          const struct l2_verdict *v, uint64_t args[2])
@@ -86,7 +94,7 @@ static void entry_report(struct check *c, const struct l2_table *t, uint32_t ind
     l2_judge(c, e, table_guest_off(c, t, index), &v);
     uint64_t off = (t->cluster << c->g->cluster_bits) + (uint64_t)index * c->g->l2_entry_bytes;
     for (unsigned i = 0; i < v.problem_count; i++) {
-        const struct finding f = {v.problems[i], off, table_guest_off(c, t, index), 0, e.raw};
+        const struct finding f = {v.problems[i], off, table_place(c, t, index), 0, e.raw};
         problem_args(f.id, index, e, &v, args);
         sink_found(&c->sink, &f, args[0], args[1]);
     }
@@ -97,13 +105,15 @@ int table_report(struct check *c, struct l2_table *t, struct qk_error *err)
     if (!(t->flags & L2_BAD) || (t->flags & L2_REPORTED))
         return 0;
     t->flags |= L2_REPORTED;
+    sink_of_snapshot(c, t->active ? 0 : t->snapshot);
     uint64_t off = t->cluster << c->g->cluster_bits;
     CLEANUP_FREE uint8_t *table = malloc(c->g->cluster_bytes);
     if (!table)
         return qk_fail_nomem(err);
     if ((t->flags & L2_UNREAD) || io_read(c->file, off, table, c->g->cluster_bytes, NULL) < 0) {
-        const struct finding f = {PROBLEM_L2_UNREADABLE, off, table_guest_off(c, t, 0), 0, 0};
+        const struct finding f = {PROBLEM_L2_UNREADABLE, off, table_place(c, t, 0), 0, 0};
         sink_found(&c->sink, &f, off);
+        sink_of_nothing(c);
         return 0;
     }
     for (uint32_t i = 0; i < c->g->l2_entries; i++) {
@@ -111,6 +121,7 @@ int table_report(struct check *c, struct l2_table *t, struct qk_error *err)
         if (e.raw | e.bitmap)
             entry_report(c, t, i, e);
     }
+    sink_of_nothing(c);
     return 0;
 }
 
@@ -132,7 +143,7 @@ static unsigned entry_edit_once(struct check *c, const struct l2_table *t, uint3
         const struct finding f = {v.problems[i],
                                   (t->cluster << c->g->cluster_bits) +
                                       (uint64_t)index * c->g->l2_entry_bytes,
-                                  table_guest_off(c, t, index), e->raw, old.raw};
+                                  table_place(c, t, index), e->raw, old.raw};
         problem_args(f.id, index, old, &v, args);
         if (alone)
             sink_repaired(&c->sink, &f, args[0], args[1]);

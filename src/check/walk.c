@@ -33,6 +33,10 @@ void tables_compact(struct l2_vec *v)
             continue;
         }
         last->active += t->active;
+        if (!last->snapshot) {
+            last->snapshot = t->snapshot;
+            last->snapshot_l1 = t->snapshot_l1;
+        }
         if (!try_add_u64(last->refs, t->refs, &last->refs))
             last->refs = UINT64_MAX;
     }

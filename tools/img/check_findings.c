@@ -24,6 +24,16 @@ static const char *repair_text(enum qk_repair repair)
     return "it cannot be repaired in the image";
 }
 
+static void write_user(FILE *out, const struct qk_cluster_user *u)
+{
+    fprintf(out, "      used by: %s at offset 0x%" PRIx64, u->structure, u->file_off);
+    if (u->guest_off != QK_OFFSET_NONE)
+        fprintf(out, ", guest offset 0x%" PRIx64, u->guest_off);
+    if (u->snapshot)
+        fprintf(out, ", snapshot %s", u->snapshot);
+    fputc('\n', out);
+}
+
 static void write_place(FILE *out, const struct qk_problem *p)
 {
     fprintf(out, "    [%" PRIu32 "] %s in the %s", p->number, p->name, p->structure);
@@ -31,7 +41,17 @@ static void write_place(FILE *out, const struct qk_problem *p)
         fprintf(out, " at offset 0x%" PRIx64, p->file_off);
     if (p->guest_off != QK_OFFSET_NONE)
         fprintf(out, ", guest offset 0x%" PRIx64, p->guest_off);
+    if (p->snapshot)
+        fprintf(out, ", snapshot %s (%s)", p->snapshot, p->snapshot_name ? p->snapshot_name : "");
     fputc('\n', out);
+    for (unsigned i = 0; i < p->user_count; i++)
+        write_user(out, &p->users[i]);
+    if (p->user_total > p->user_count && p->user_count)
+        fprintf(out, "      and more: %" PRIu64 " references in all\n", p->user_total);
+    bool lossy = p->repair == QK_REPAIR_LOSSY || p->repair == QK_REPAIR_NONE;
+    if (lossy && p->guest_bytes)
+        fprintf(out, "      at stake: guest bytes 0x%" PRIx64 " to 0x%" PRIx64 "\n", p->guest_off,
+                p->guest_off + p->guest_bytes - 1);
 }
 
 static void write_problem(struct check_findings *f, FILE *out, const struct qk_problem *p)

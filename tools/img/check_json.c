@@ -38,6 +38,23 @@ static void maybe_uint(struct json *json, const char *key, uint64_t value)
         json_uint(json, key, value);
 }
 
+static void write_users(struct json *json, const struct qk_problem *p)
+{
+    json_uint(json, "users-total", p->user_total);
+    json_open(json, "users", '[');
+    for (unsigned i = 0; i < p->user_count; i++) {
+        const struct qk_cluster_user *u = &p->users[i];
+        json_open(json, NULL, '{');
+        json_text(json, "structure", u->structure);
+        json_uint(json, "offset", u->file_off);
+        maybe_uint(json, "guest-offset", u->guest_off);
+        if (u->snapshot)
+            json_text(json, "snapshot", u->snapshot);
+        json_close(json, '}');
+    }
+    json_close(json, ']');
+}
+
 static void write_problem(struct json *json, const struct qk_problem *p)
 {
     json_open(json, NULL, '{');
@@ -52,6 +69,12 @@ static void write_problem(struct json *json, const struct qk_problem *p)
     maybe_uint(json, "guest-offset", p->guest_off);
     if (p->snapshot)
         json_text(json, "snapshot", p->snapshot);
+    if (p->snapshot_name)
+        json_text(json, "snapshot-name", p->snapshot_name);
+    if (p->guest_bytes)
+        json_uint(json, "guest-length", p->guest_bytes);
+    if (p->user_count)
+        write_users(json, p);
     json_uint(json, "expected", p->expected);
     json_uint(json, "found", p->found);
     json_close(json, '}');
