@@ -70,6 +70,8 @@ static void check_release(struct check *c)
     u64_vec_free(&c->snapshot_l1);
     u64_vec_free(&c->snapshot_kept);
     u64_vec_free(&c->reftable);
+    bitmap_vec_free(&c->bitmaps);
+    u64_vec_free(&c->bitmap_faults);
     shared_vec_free(&c->shared);
     free(c->snapshot_ranges);
     step_vec_free(&c->steps);
@@ -139,7 +141,7 @@ static int repair(struct check *c, struct qk_error *err)
 {
     static int (*const parts[])(struct check *, struct qk_error *) = {
         apply_edits, snapshots_place, copies_place, repair_refcounts, snapshots_link,
-        copies_link, copied_run,      plan_barrier, clear_bits,
+        copies_link, copied_run,      plan_barrier, bitmaps_return, clear_bits,
     };
     int ret = io_stage_open(c->file, &c->stage, err);
     if (ret < 0)

@@ -83,6 +83,13 @@ struct shared_cluster {
 };
 DEFINE_VECTOR(shared_vec, struct shared_cluster)
 
+/* One bitmap: where its entry is in the directory, and its table in the file. */
+struct bitmap_note {
+    uint64_t at, bytes, table_off, table_bytes;
+    bool bad;
+};
+DEFINE_VECTOR(bitmap_vec, struct bitmap_note)
+
 /* One step of the plan, as struct qk_plan_step tells it. */
 struct step {
     const char *action, *structure;
@@ -161,6 +168,12 @@ struct check {
     bool wanting;             /* a report asks only whom it will tell about */
     struct shared_vec shared; /* and this is who shares then */
     struct snapshot_text label, user_labels[QK_USERS_LISTED];
+    struct bitmap_vec bitmaps;    /* entries of the directory */
+    struct u64_vec bitmap_faults; /* where words of their tables are damaged, when looked at dry */
+    uint32_t bitmaps_kept;
+    uint64_t bitmaps_bytes; /* of the kept entries */
+    bool bitmaps_lost;      /* the directory cannot be followed */
+    bool bitmaps_aside;     /* they are to be used again in the end */
     bool bitmaps_dry; /* bitmaps are looked at, and not counted */
     bool spare; /* free clusters may belong to what was given up: new ones go behind the end */
     struct step_vec steps; /* the plan: how */
@@ -237,6 +250,8 @@ int roots_collect(struct check *c, struct qk_error *err);
 int snapshots_collect(struct check *c, struct qk_error *err);
 int bitmaps_collect(struct check *c, struct qk_error *err);
 int bitmaps_drop(struct check *c, struct qk_error *err);
+/* The last of it, when all else is stable. */
+int bitmaps_return(struct check *c, struct qk_error *err);
 /* A table without what cannot be used: before the refcounts, after them, and instead of that. */
 int snapshots_place(struct check *c, struct qk_error *err);
 int snapshots_link(struct check *c, struct qk_error *err);
