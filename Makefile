@@ -1,6 +1,7 @@
 # Thin over Meson. `make` builds into build/ and installs nothing; build/bin/ is then usable as is.
 #   make demo      a real file system's image: created, filled, damaged, repaired, verified
-#   make check     all tests            QCOWKIT_MATRIX=full make check   the long matrix
+#   make check     all tests            QCOWKIT_MATRIX=full make check   the long matrix,
+#                                       TESTS='--times --only jobs' make check   options of tests/run
 #   make bench     ratios beside the installed qemu tools and the raw file
 #   make install   PREFIX, BINDIR, LIBDIR, INCLUDEDIR, MANDIR, DESTDIR
 #   make asan / make tsan   sanitizer builds, with the tests that fit them
@@ -36,7 +37,7 @@ demo: all
 
 check: all
 	scripts/deps check
-	tests/run --build $(BUILD) --jobs $(JOBS)
+	tests/run --build $(BUILD) --jobs $(JOBS) $(TESTS)
 
 bench: all
 	scripts/deps check
