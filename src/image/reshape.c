@@ -210,18 +210,20 @@ static int mover_flush(struct mover *m, struct qk_error *err)
     return io_write(img->file, m->to << img->g.cluster_bits, m->buf, bytes, 0, err);
 }
 
-static void set_flags(const struct reshape *r, uint8_t *bytes)
+bool reshape_set_flags(const struct reshape *r, uint8_t *bytes, size_t len)
 {
     const struct geometry *g = &r->img->g;
-    for (uint32_t i = 0; i < g->l2_entries; i++) {
-        uint8_t *entry = bytes + (size_t)i * g->l2_entry_bytes;
+    bool changed = false;
+    for (uint8_t *entry = bytes; entry < bytes + len; entry += g->l2_entry_bytes) {
         uint64_t raw = load_be64(entry);
         uint64_t cluster = (raw & L2_OFFSET_MASK) >> g->cluster_bits;
         if (!cluster || raw & ENTRY_COMPRESSED)
             continue;
-        store_be64(entry,
-                   shadow_is_one(&r->sh, cluster) ? raw | ENTRY_COPIED : raw & ~ENTRY_COPIED);
+        bool one = shadow_is_one(&r->sh, cluster);
+        changed |= one != ((raw & ENTRY_COPIED) != 0);
+        store_be64(entry, one ? raw | ENTRY_COPIED : raw & ~ENTRY_COPIED);
     }
+    return changed;
 }
 
 static int move_table(void *opaque, const struct l2_table *t, uint8_t *bytes, struct qk_error *err)
@@ -236,7 +238,7 @@ static int move_table(void *opaque, const struct l2_table *t, uint8_t *bytes, st
         ret = mover_flush(m, err);
     if (!m->fill)
         m->to = to;
-    set_flags(m->r, bytes);
+    reshape_set_flags(m->r, bytes, cluster);
     memcpy(m->buf + m->fill++ * cluster, bytes, cluster);
     if (++m->in_run == run->count) {
         m->run++;
@@ -353,7 +355,7 @@ static int write_header(struct image *img, struct qk_error *err)
 
 /* After a failure the disk may have either header: the old one is put back, and when that cannot be
  * made sure of, this process writes nothing more to the image. */
-static int switch_header(struct image *img, const struct header *h, struct qk_error *err)
+int reshape_switch_header(struct image *img, const struct header *h, struct qk_error *err)
 {
     LOCK_SCOPE(&img->header_lock);
     const struct header old = img->h;
@@ -404,13 +406,14 @@ static int count_and_judge(struct reshape *r, struct qk_error *err)
     return ret < 0 ? ret : l2_tables_visit(img, &r->active, judge_table, r, err);
 }
 
-int reshape_run(struct reshape *r, struct qk_error *err)
+static int go_over(struct reshape *r, struct qk_error *err)
 {
     CLEANUP_FREE uint64_t *l1_dirty =
         calloc(round_up(r->l1_entries, 64) / 64 / 64 + 1, sizeof(*l1_dirty));
     if (!l1_dirty)
         return qk_fail_nomem(err);
     int ret = count_and_judge(r, err);
+    r->judged = ret == 0;
     if (ret == 0)
         ret = place(r, err);
     if (ret == 0)
@@ -418,11 +421,19 @@ int reshape_run(struct reshape *r, struct qk_error *err)
     if (ret < 0)
         return ret;
     struct header h = new_header(r);
-    ret = switch_header(r->img, &h, err);
+    ret = reshape_switch_header(r->img, &h, err);
     if (ret == 0)
         adopt(r, TAKE(l1_dirty));
     else if (__atomic_load_n(&r->img->header_uncertain, __ATOMIC_ACQUIRE))
         r->sh.placed.len = 0; /* the header on disk may name these */
+    return ret;
+}
+
+int reshape_run(struct reshape *r, struct qk_error *err)
+{
+    int ret = go_over(r, err);
+    if (ret < 0)
+        shadow_unplace(&r->sh);
     return ret;
 }
 

@@ -210,12 +210,17 @@ int shadow_begin(struct shadow *sh, struct qk_error *err)
     return ret;
 }
 
-void shadow_end(struct shadow *sh)
+void shadow_unplace(struct shadow *sh)
 {
     for (size_t i = 0; i < sh->placed.len; i++)
         alloc_unreserve(sh->img, sh->placed.ptr[i]);
     if (sh->placed.len)
         alloc_trim_end(sh->img, sh->img->end_clusters);
+    sh->placed.len = 0;
+}
+
+void shadow_end(struct shadow *sh)
+{
     cluster_run_vec_free(&sh->placed);
     shadow_extra_vec_free(&sh->extras);
     shadow_block_vec_free(&sh->blocks);

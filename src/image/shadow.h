@@ -57,6 +57,8 @@ struct shadow {
  * and references contradict each other. Nothing is written. */
 int shadow_begin(struct shadow *sh, struct qk_error *err);
 /* Gives back what was reserved and not adopted. */
+void shadow_unplace(struct shadow *sh);
+/* After shadow_adopt or shadow_unplace: needs no lock. */
 void shadow_end(struct shadow *sh);
 
 /* The cluster will have exactly one reference (trees counted, extras not). */

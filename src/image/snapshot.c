@@ -12,6 +12,7 @@ struct op {
     struct snapshot target; /* taken out of the list; free to be empty */
     struct reshape r;
     uint64_t *other_l1; /* of a snapshot, host-endian */
+    bool deletes;
 };
 
 static uint64_t table_clusters(const struct image *img, const struct snapshot_vec *v)
@@ -66,18 +67,29 @@ static int begin(struct op *op, struct qk_error *err)
 
 typedef int (*op_fn)(struct op *op, const void *what, struct qk_error *err);
 
+/* Who deletes a snapshot because the disk is full has no space for doing it. */
+static int shape(struct op *op, op_fn fn, const void *what, struct qk_error *err)
+{
+    struct qk_error why = {0};
+    int ret = fn(op, what, &why);
+    if (ret == 0)
+        ret = reshape_run(&op->r, &why);
+    image_thaw(op->img);
+    if (ret == -ENOSPC && op->deletes && op->r.judged)
+        ret = reshape_in_place(&op->r, &why);
+    reshape_end(&op->r);
+    if (ret < 0 && err)
+        *err = why;
+    return ret;
+}
+
 static int run(struct image *img, op_fn fn, const void *what, struct qk_error *err)
 {
     struct op op = {.img = img};
     image_drain(img, &op.hold);
     int ret = begin(&op, err);
-    if (ret == 0) {
-        ret = fn(&op, what, err);
-        if (ret == 0)
-            ret = reshape_run(&op.r, err);
-        reshape_end(&op.r);
-        image_thaw(img);
-    }
+    if (ret == 0)
+        ret = shape(&op, fn, what, err);
     range_release(&img->ranges, &op.hold);
     snapshots_free_all(&op.list);
     snapshot_free(&op.target);
@@ -179,7 +191,9 @@ static int delete (struct op *op, const void *what, struct qk_error *err)
         div_round_up(s->fixed.l1_entries * UINT64_C(8), img->g.cluster_bytes), false};
     ret = l2_tables_of(img, op->other_l1, s->fixed.l1_entries, &op->r.go, err);
     op->target = *s;
+    op->deletes = true;
     size_t i = (size_t)(s - op->list.ptr);
+    op->r.drops_last = i + 1 == op->list.len;
     memmove(s, s + 1, (op->list.len - i - 1) * sizeof(*s));
     op->list.len--;
     return ret;

@@ -5,6 +5,7 @@
  */
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "image/image_int.h"
 #include "image/snapshots.h"
 #include "recorder.h"
 
@@ -91,14 +92,17 @@ static int change_one(struct recorder *rec, size_t index, const struct change *c
     size_t start = position(rec);
     if (!rec->img || index >= rec->model.snapshots.len)
         return 0;
+    uint32_t before = image_header(rec->img)->snapshot_count;
     snprintf(id, sizeof(id), "%u", rec->model.snapshots.ptr[index].id);
     enter(rec, true);
     int ret = change->engine(rec->img, &key, &rec->error);
     enter(rec, false);
     if (ret == -ERANGE)
         return refused(rec, ret);
+    /* On a full device a snapshot may be gone for good though what follows failed. */
+    bool done = ret == 0 || image_header(rec->img)->snapshot_count < before;
     if (change->model)
-        change->model(&rec->model, index, ret == 0);
+        change->model(&rec->model, index, done);
     return end(rec, start, ret);
 }
 
@@ -120,6 +124,23 @@ static int rename_it(struct image *img, const struct snapshot_key *key, struct q
 int rec_snapshot_rename(struct recorder *rec, size_t index)
 {
     return change_one(rec, index, &(struct change){rename_it, NULL});
+}
+
+void rec_fill(struct recorder *rec, uint64_t left)
+{
+    struct cluster_run run = {0};
+    uint64_t lowest = 0, taken = 0;
+    if (!rec->img)
+        return;
+    if (image_writeback(rec->img, true, &rec->error) < 0) {
+        rec->errors++;
+        return;
+    }
+    LOCK_SCOPE(&rec->img->alloc_lock);
+    while (alloc_reserve(rec->img, 1, &run, NULL) == 0 && taken++ < rec->w->device_bytes / 512)
+        lowest = taken == 1 ? run.first : lowest;
+    if (left && taken)
+        alloc_unreserve(rec->img, (struct cluster_run){lowest, min_u64(left, taken), false});
 }
 
 /* ---- looking at the result ---- */

@@ -90,6 +90,8 @@ int rec_snapshot(struct recorder *rec);
 int rec_snapshot_delete(struct recorder *rec, size_t index);
 int rec_snapshot_apply(struct recorder *rec, size_t index);
 int rec_snapshot_rename(struct recorder *rec, size_t index);
+/* Until the image is opened anew no more than `left` clusters of the device are free. */
+void rec_fill(struct recorder *rec, uint64_t left);
 
 /* Reads the whole disk and compares with what is allowed at the moment. Returns the number of
  * wrong sectors, the first one described in text. */

@@ -282,6 +282,25 @@ static void run_snapshots(struct recorder *rec)
     }
 }
 
+/* Each is deleted when nothing is free (the last of the list) or one place for a list of the
+ * others. */
+static void run_snapshot_full(struct recorder *rec)
+{
+    for (uint32_t i = 0; i < 14; i++) {
+        for (uint32_t n = 1 + rec_random(rec, 5); n; n--)
+            change_something(rec);
+        if (rec->model.snapshots.len < 3) {
+            rec_snapshot(rec);
+            continue;
+        }
+        uint32_t which = rec_random(rec, (uint32_t)rec->model.snapshots.len);
+        rec_fill(rec, which + 1 < rec->model.snapshots.len);
+        rec_snapshot_delete(rec, which);
+        rec_reopen(rec);
+    }
+    rec_flush(rec);
+}
+
 /* The image changes its shape between them: refcounts that say how much is shared, the version that
  * says how large snapshots are, the size. */
 static void run_snapshot_shapes(struct recorder *rec)
@@ -461,6 +480,14 @@ const struct workload workloads[] = {
      .run = run_snapshots},
     {"snapshot-device", IMAGE(192 * K, 3, 10, 4), .device_bytes = 3 * M, .seed = 71,
      .run = run_snapshots},
+    {"snapshot-full", IMAGE(192 * K, 3, 10, 4), .device_bytes = 3 * M, .seed = 77,
+     .run = run_snapshot_full},
+    {"snapshot-full-4", IMAGE(192 * K, 3, 9, 2), .device_bytes = 3 * M, .backing_bytes = 100 * K,
+     .seed = 78, .run = run_snapshot_full},
+    {"snapshot-full-64", IMAGE(512 * K, 3, 12, 6), .device_bytes = 6 * M, .seed = 79,
+     .run = run_snapshot_full},
+    {"snapshot-full-lazy", IMAGE(192 * K, 3, 10, 4), .create.lazy_refcounts = true,
+     .device_bytes = 3 * M, .seed = 80, .run = run_snapshot_full},
     {"snapshot-amend", IMAGE(192 * K, 3, 9, 4), .seed = 73, .run = run_snapshot_shapes},
     {"snapshot-amend-backing", IMAGE(256 * K, 3, 12, 4), .backing_bytes = 200 * K, .seed = 74,
      .run = run_snapshot_shapes},

@@ -1,7 +1,8 @@
 /*
  * test_snapshots.c - entries of the snapshot table as bytes; then random writes and snapshots
  * against a model, at every refcount width and several cluster sizes, after each step a check that
- * finds nothing at all; what deleting frees, to the cluster; refusals that change nothing.
+ * finds nothing at all; what deleting frees, to the cluster; refusals that change nothing; deleting
+ * where nothing is free.
  */
 #include "base/bytes.h"
 #include "check/check.h"
@@ -480,6 +481,159 @@ static void test_no_room(void)
     end(&w);
 }
 
+/* ---- deleting on a full device ---- */
+
+/* A device of the file's size; or, when it grows, a file on a file system that is full. */
+static bool shut_in(struct world *w, bool grows)
+{
+    struct qk_io *io = NULL;
+    size_t len;
+    CHECK_OK(image_close(w->img, NULL));
+    w->img = NULL;
+    const uint8_t *bytes = io_mem_data(w->io, &len);
+    if (!CHECK_OK(io_mem_open(bytes, len, len, &io, NULL)))
+        return false;
+    io_close(w->io, NULL);
+    w->io = io;
+    io->can_grow = grows;
+    w->img = open_it(w, NULL);
+    return CHECK(w->img != NULL);
+}
+
+/* Writes until there is not one cluster left; returns where there was none. */
+static uint64_t fill(struct world *w)
+{
+    uint64_t cluster = w->img->g.cluster_bytes, off = 0;
+    uint8_t *bytes = malloc(cluster);
+    memset(bytes, 0x77, cluster);
+    for (; off + cluster <= w->size; off += cluster) {
+        struct iovec iov = {bytes, cluster};
+        int ret = image_writev(w->img, guest_off(off), &iov, 1, 0, NULL);
+        if (ret == 0)
+            ret = image_writeback(w->img, true, NULL);
+        if (ret == -ENOSPC)
+            break;
+        CHECK_OK(ret);
+        memcpy(w->disk + off, bytes, cluster);
+    }
+    free(bytes);
+    CHECK_OK(image_writeback(w->img, true, NULL));
+    CHECK_OK(image_writeback(w->img, true, NULL));
+    return off;
+}
+
+/* In place: the refcount table stays where it is. */
+static void drop_in_place(struct world *w, unsigned i)
+{
+    const struct snapshot_key key = {.name = w->kept[i].name};
+    struct qk_error err = {0};
+    uint64_t table = w->img->h.reftable_off;
+    if (!CHECK_OK(image_snapshot_delete(w->img, &key, &err)))
+        printf("    %s: %s\n", w->what, err.text);
+    CHECK_EQ(w->img->h.reftable_off, table);
+    CHECK(w->img->lazy || !image_needs_repair(w->img));
+    free(w->kept[i].bytes);
+    for (w->count--; i < w->count; i++)
+        w->kept[i] = w->kept[i + 1];
+    verify(w);
+}
+
+/* All but the last need a place for the list; what is refused changes nothing. */
+static void expect_no_place(struct world *w, const char *text)
+{
+    const struct snapshot_key key = {.name = w->kept[0].name};
+    struct qk_error err = {0};
+    size_t len;
+    uint8_t *before = copy_file(w, &len);
+    CHECK_EQ(image_snapshot_delete(w->img, &key, &err), -ENOSPC);
+    if (!CHECK(strstr(err.text, text) != NULL))
+        printf("    %s: %s\n", w->what, err.text);
+    CHECK_OK(image_writeback(w->img, true, NULL));
+    expect_untouched(w, before, len);
+    free(before);
+}
+
+static void free_a_cluster(struct world *w)
+{
+    uint64_t cluster = w->img->g.cluster_bytes;
+    memset(w->disk, 0, cluster);
+    CHECK_OK(image_zero(w->img, guest_off(0), cluster, IO_ZERO_UNMAP, NULL));
+    CHECK_OK(image_writeback(w->img, true, NULL));
+    CHECK_OK(image_writeback(w->img, true, NULL));
+}
+
+static bool three_snapshots(struct world *w, const struct create_params *p, const char *what)
+{
+    if (!begin(w, p, what))
+        return false;
+    uint64_t cluster = w->img->g.cluster_bytes;
+    /* One bit cannot share anything: an empty disk has snapshots all the same. */
+    bool shares = p->refcount_order > 0;
+    if (shares)
+        write_at(w, 0, 20 * cluster, 1);
+    for (unsigned i = 0; i < 3; i++) {
+        if (p->refcount_order == 1) /* counts to 3 */
+            write_at(w, 0, 20 * cluster, (uint8_t)(2 + i));
+        else if (shares)
+            write_at(w, i * 4 * cluster, 6 * cluster, (uint8_t)(2 + i));
+        CHECK_OK(take(w));
+    }
+    if (!shares)
+        write_at(w, 0, 20 * cluster, 1);
+    return true;
+}
+
+static void test_full_device(const struct create_params *shape, bool grows)
+{
+    char what[100];
+    struct world w;
+    struct create_params p = *shape;
+    p.size_bytes = UINT64_C(120) << p.cluster_bits;
+    p.version = 3;
+    snprintf(what, sizeof(what), "full, cluster bits %u, refcount order %u, grows %d",
+             p.cluster_bits, p.refcount_order, grows);
+    if (three_snapshots(&w, &p, what) && shut_in(&w, grows)) {
+        fill(&w);
+        expect_no_place(&w, "('n2') can be deleted");
+        drop_in_place(&w, 2);
+        CHECK(fill(&w) > 0);
+        free_a_cluster(&w);
+        drop_in_place(&w, 0);
+        fill(&w);
+        drop_in_place(&w, 0);
+    }
+    end(&w);
+}
+
+static void test_full_old_version(void)
+{
+    struct world w;
+    const struct create_params p = {
+        .size_bytes = 60 * KIB, .version = 2, .cluster_bits = 9, .refcount_order = 4};
+    if (three_snapshots(&w, &p, "full, version 2") && shut_in(&w, false)) {
+        fill(&w);
+        expect_no_place(&w, "compat=1.1");
+        verify(&w);
+    }
+    end(&w);
+}
+
+static void test_full_devices(void)
+{
+    static const uint32_t cluster_bits[] = {9, 12, 16};
+    for (uint32_t i = 0; i < 2 * ARRAY_SIZE(cluster_bits); i++)
+        for (uint32_t order = 0; order <= 6; order++) {
+            const struct create_params p = {.cluster_bits = cluster_bits[i / 2],
+                                            .refcount_order = order,
+                                            .lazy_refcounts = order == 4};
+            test_full_device(&p, i % 2);
+        }
+    test_full_device(
+        &(struct create_params){.cluster_bits = 14, .refcount_order = 4, .extended_l2 = true},
+        false);
+    test_full_old_version();
+}
+
 int main(void)
 {
     static const uint32_t cluster_bits[] = {9, 10, 12, 16};
@@ -497,5 +651,6 @@ int main(void)
     test_names();
     test_machine_state();
     test_no_room();
+    test_full_devices();
     return TEST_SUMMARY();
 }
