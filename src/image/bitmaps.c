@@ -262,10 +262,10 @@ int bitmaps_find_usable(const struct image *img, const char *name, struct bitmap
 uint32_t image_bitmap_count(const struct image *img)
 {
     struct bitmaps_extension ext;
-    const struct header_extension *had = extension(img);
     LOCK_SCOPE(&img->bitmaps->lock);
     if (img->bitmaps->loaded)
         return (uint32_t)img->bitmaps->list.len;
+    const struct header_extension *had = extension(img);
     if (!had)
         return 0;
     bitmaps_extension_decode(had->data, &ext);

@@ -61,9 +61,21 @@ void header_words_free(struct header_words *words)
     free(words->backing_format);
 }
 
+/* A text that says the same stays where it is: others may have been given it. */
+static void keep_same(char **text, char **old)
+{
+    if (*text && *old && strcmp(*text, *old) == 0) {
+        char *copy = *text;
+        *text = *old;
+        *old = copy;
+    }
+}
+
 void header_words_adopt(struct image *img, struct header_words *words)
 {
     struct header_words old = {img->exts, img->backing_name, img->backing_format};
+    keep_same(&words->backing_name, &old.backing_name);
+    keep_same(&words->backing_format, &old.backing_format);
     img->exts = words->exts;
     img->backing_name = words->backing_name;
     img->backing_format = words->backing_format;

@@ -281,6 +281,13 @@ const struct header_extensions *image_extensions(const struct image *img)
     return &img->exts;
 }
 
+char *image_data_file_name(struct image *img)
+{
+    LOCK_SCOPE(&img->header_lock);
+    const struct header_extension *ext = header_extensions_find(&img->exts, HEXT_DATA_FILE);
+    return ext ? strndup((const char *)ext->data, ext->len) : NULL;
+}
+
 const char *image_backing_name(const struct image *img)
 {
     return img->backing_name;

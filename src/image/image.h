@@ -86,6 +86,8 @@ void image_abandon(struct image *img);
 const struct header *image_header(const struct image *img);
 const struct geometry *image_geometry(const struct image *img);
 const struct header_extensions *image_extensions(const struct image *img);
+/* As in the header, to be freed; NULL: none, or no memory. MT-safe, unlike image_extensions. */
+char *image_data_file_name(struct image *img);
 const char *image_backing_name(const struct image *img);   /* NULL: none */
 const char *image_backing_format(const struct image *img); /* NULL: none */
 uint64_t image_size(const struct image *img);              /* guest bytes */

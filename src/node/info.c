@@ -49,14 +49,12 @@ static const char *backing_full(struct node *node, const char *name)
     return node->backing_full;
 }
 
-static const char *extension_text(struct node *node, uint32_t type, char **kept)
+static const char *data_file_name(struct node *node)
 {
-    const struct header_extension *ext =
-        header_extensions_find(image_extensions(node->image), type);
     LOCK_SCOPE(&node->guard);
-    if (ext && !*kept)
-        *kept = strndup((const char *)ext->data, ext->len);
-    return *kept;
+    if (!node->data_file)
+        node->data_file = image_data_file_name(node->image);
+    return node->data_file;
 }
 
 static void fill_qcow2(struct node *node, struct qk_info *info)
@@ -83,7 +81,7 @@ static void fill_qcow2(struct node *node, struct qk_info *info)
         .corrupt = h->incompatible & INCOMPAT_CORRUPT,
         .extended_l2 = h->incompatible & INCOMPAT_EXTENDED_L2,
         .data_file_raw = h->autoclear & AUTOCLEAR_DATA_FILE_RAW,
-        .data_file = extension_text(node, HEXT_DATA_FILE, &node->data_file),
+        .data_file = data_file_name(node),
         .encryption = h->crypt_method < ARRAY_SIZE(encryption) ? encryption[h->crypt_method] : NULL,
         .incompatible = h->incompatible,
         .compatible = h->compatible,

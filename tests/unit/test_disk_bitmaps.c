@@ -97,6 +97,24 @@ static void test_impossible(void)
     CHECK_OK(qk_disk_close(raw, NULL));
 }
 
+/* What is known of the disk stays valid when its bitmaps change. */
+static void test_names_stay(void)
+{
+    struct qk_info info = QK_INFO_INIT;
+    CHECK_OK(MAKE("n.raw", "raw", "size=1M"));
+    CHECK_OK(MAKE("n.qcow2", "qcow2", "size=1M", "backing_file=n.raw", "backing_fmt=raw"));
+    struct qk_disk *disk = open_rw("n.qcow2", "qcow2");
+    REQUIRE(disk);
+    CHECK_OK(qk_disk_info(disk, &info, NULL));
+    CHECK_OK(qk_disk_bitmap_add(disk, "one", 0, 0, NULL));
+    CHECK_OK(qk_disk_bitmap_add(disk, "two", 0, 0, NULL));
+    CHECK(strcmp(info.backing_file, "n.raw") == 0 && strcmp(info.backing_format, "raw") == 0);
+    const char *file = info.backing_file, *format = info.backing_format;
+    CHECK_OK(qk_disk_info(disk, &info, NULL));
+    CHECK(info.backing_file == file && info.backing_format == format && info.bitmap_count == 2);
+    CHECK_OK(qk_disk_close(disk, NULL));
+}
+
 int main(void)
 {
     if (!CHECK(test_dir_enter()))
@@ -104,6 +122,7 @@ int main(void)
     test_backup();
     test_merge_across();
     test_impossible();
+    test_names_stay();
     test_dir_leave();
     return TEST_SUMMARY();
 }
