@@ -5,8 +5,8 @@
  *
  * A flush ends an epoch: what was written before it must be stable before anything that follows is
  * written. Within an epoch order means nothing, so writes to one sector of 512 bytes are merged.
- * Memory: 24 bytes and a slot for a sector that differs from what the store has by one word of eight
- * bytes in any number of places (the same new word, or the same bits flipped), else 512 more.
+ * Memory: 24 bytes and a slot for a sector that differs from what the store has by one word of
+ * eight bytes in any number of places (the same new word, or the same bits flipped), else 512 more.
  */
 #ifndef QK_IO_STAGE_H
 #define QK_IO_STAGE_H
@@ -34,8 +34,8 @@ struct stage_run {
 /* Calls fn for everything that is staged, in order; within an epoch by offset. */
 typedef int stage_fn(void *opaque, const struct stage_run *run, struct qk_error *err);
 int stage_each(struct qk_io *io, stage_fn *fn, void *opaque, struct qk_error *err);
-/* Carries it out on `target`, which has the content that `inner` had. When it is `inner`, or one over
- * it, the stage is spent: what it shows after that means nothing. */
+/* Carries it out on `target`, which has the content that `inner` had. When it is `inner`, or one
+ * over it, the stage is spent: what it shows after that means nothing. */
 int stage_commit(struct qk_io *io, struct qk_io *target, struct qk_error *err);
 
 #endif

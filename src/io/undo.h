@@ -26,8 +26,8 @@ int io_undo_open(struct qk_io *inner, struct qk_io *log, struct qk_io **out, str
 
 /*
  * Announces a write (or, without bytes, that the store will have the length `off`) so that many
- * share one undo_ready. Then they may be done on `inner` itself: the log knows them. A write through
- * the filter announces itself and makes itself ready.
+ * share one undo_ready. Then they may be done on `inner` itself: the log knows them. A write
+ * through the filter announces itself and makes itself ready.
  */
 int undo_announce(struct qk_io *io, uint64_t off, const void *bytes, size_t len,
                   struct qk_error *err);
