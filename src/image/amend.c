@@ -9,6 +9,9 @@
 
 #include "base/bytes.h"
 
+#include <inttypes.h>
+#include <stdio.h>
+
 static uint32_t version_after(const struct image *img, const struct amend_params *p)
 {
     return p->version ? p->version : img->h.version;
@@ -27,6 +30,10 @@ static int judge_values(const struct image *img, const struct amend_params *p, s
     const bool downgrade = v2 && img->h.version >= 3;
     const uint32_t bits = width_after(img, p);
     const uint64_t left = INCOMPAT_DIRTY;
+    char features[96];
+    snprintf(features, sizeof(features),
+             "Cannot downgrade an image with incompatible features %#" PRIx64 " set",
+             img->h.incompatible & ~left);
     const struct {
         bool wrong;
         int code;
@@ -34,16 +41,15 @@ static int judge_values(const struct image *img, const struct amend_params *p, s
     } rules[] = {
         {bits > 64 || !is_power_of_2(bits), -EINVAL,
          "Refcount width must be a power of two and may not exceed 64 bits"},
-        {v2 && p->lazy_refcounts > 0, -EINVAL,
-         "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or "
-         "greater)"},
         {v2 && bits != 16 && bits != img->g.refcount_bits, -EINVAL,
          "Refcount widths other than 16 bits require compatibility level 1.1 or above (use "
          "compat=1.1 or greater)"},
+        {v2 && p->lazy_refcounts > 0 && !(img->h.compatible & COMPAT_LAZY_REFCOUNTS), -EINVAL,
+         "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or "
+         "greater)"},
         {downgrade && bits != 16, -ENOTSUP, "compat=0.10 requires refcount_bits=16"},
         {downgrade && img->g.data_file, -ENOTSUP, "Cannot downgrade an image with a data file"},
-        {downgrade && img->h.incompatible & ~left, -ENOTSUP,
-         "Cannot downgrade an image with incompatible features set"},
+        {downgrade && img->h.incompatible & ~left, -ENOTSUP, features},
         {downgrade && header_extensions_find(&img->exts, HEXT_BITMAPS), -ENOTSUP,
          "Cannot downgrade an image with persistent bitmaps"},
         {downgrade && image_is_encrypted(img) && img->backing_name, -ENOTSUP,

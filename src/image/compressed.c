@@ -295,9 +295,6 @@ int image_write_stream(struct image *img, guest_off_t off, struct iovec stream,
 static int check_whole(struct image *img, guest_off_t off, uint64_t len, struct qk_error *err)
 {
     uint64_t mask = img->g.cluster_bytes - 1;
-    int ret = refuse_data_file(img, err);
-    if (ret < 0)
-        return ret;
     if (!range_within(off.v, len, image_size(img)))
         return qk_fail(err, -EIO,
                        "the range of %" PRIu64 " bytes at %" PRIu64 " leaves the disk of %" PRIu64
@@ -314,7 +311,9 @@ int compressed_write(struct image *img, guest_off_t off, const struct iovec *iov
 {
     uint64_t len = iov_total(iov, iovcnt);
     struct workspace *ws;
-    int ret = refuse_encrypted(img, err);
+    int ret = refuse_data_file(img, err);
+    if (ret == 0)
+        ret = refuse_encrypted(img, err);
     if (ret == 0)
         ret = check_whole(img, off, len, err);
     if (ret == 0)

@@ -49,6 +49,8 @@ static int check_params(const struct create_params *p, struct qk_error *err)
         const char *text;
     } rules[] = {
         {p->version != 2 && p->version != 3, "The version must be 2 or 3"},
+        {v2 && p->extended_l2, "Extended L2 entries are only supported with compatibility level "
+                               "1.1 and above (use version=v3 or greater)"},
         {p->cluster_bits < QCOW2_MIN_CLUSTER_BITS || p->cluster_bits > QCOW2_MAX_CLUSTER_BITS,
          "Cluster size must be a power of two between 512 and 2048k"},
         {p->extended_l2 && p->cluster_bits < MIN_EXTENDED_L2_CLUSTER_BITS,
@@ -58,8 +60,6 @@ static int check_params(const struct create_params *p, struct qk_error *err)
         {p->compression_type > COMPRESSION_ZSTD, "Unknown compression type"},
         {v2 && p->lazy_refcounts, "Lazy refcounts only supported with compatibility level 1.1 and "
                                   "above (use version=v3 or greater)"},
-        {v2 && p->extended_l2, "Extended L2 entries are only supported with compatibility level "
-                               "1.1 and above (use version=v3 or greater)"},
         {v2 && p->refcount_order != 4,
          "Different refcount widths than 16 bits require compatibility level 1.1 or above (use "
          "version=v3 or greater)"},

@@ -133,14 +133,18 @@ static int take_width(struct amendment *a, struct qk_error *err)
     return 0;
 }
 
-/* Only what the image says anyway is accepted, as in QEMU. */
+static bool same_text(const char *a, const char *b)
+{
+    return a && b ? !strcmp(a, b) : a == b;
+}
+
+/* Only what the image says anyway, name and format, is accepted, as in QEMU. */
 static int judge_backing(const struct amendment *a, struct qk_error *err)
 {
     const char *name = text_of(a, "backing_file"), *format = text_of(a, "backing_fmt");
     const char *has_name = image_backing_name(a->node->image);
     const char *has_format = image_backing_format(a->node->image);
-    if ((name && (!has_name || strcmp(name, has_name))) ||
-        (format && (!has_format || strcmp(format, has_format))))
+    if ((name || format) && !(same_text(name, has_name) && same_text(format, has_format)))
         return qk_fail(err, -EINVAL,
                        "Cannot amend the backing file\nYou can use 'qemu-img rebase' instead.");
     return 0;

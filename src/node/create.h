@@ -39,6 +39,8 @@ int create_plan_parse(struct create_plan *plan, const char *format, const char *
 int create_plan_judge(struct create_plan *plan, struct qk_error *err);
 /* What encrypt.* say; a part of it. Strings point into opts, so the plan must stay in its place. */
 int create_judge_encryption(struct create_plan *plan, struct qk_error *err);
+/* Its key, in the oracle's order after everything else that can be wrong with the options. */
+int create_judge_secret(struct create_plan *plan, struct qk_error *err);
 void create_plan_free(struct create_plan *plan);
 #define CREATE_PLAN_CLEANUP __attribute__((cleanup(create_plan_free)))
 

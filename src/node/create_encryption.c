@@ -116,7 +116,7 @@ static int take_format(const struct create_plan *plan, const char **format, stru
 
 int create_judge_encryption(struct create_plan *plan, struct qk_error *err)
 {
-    const char *format, *id = text_of(&plan->opts, "encrypt.key-secret");
+    const char *format;
     int ret = take_format(plan, &format, err);
     if (ret < 0 || !format)
         return ret;
@@ -124,12 +124,18 @@ int create_judge_encryption(struct create_plan *plan, struct qk_error *err)
     bool luks = !strcmp(format, "luks");
     *e = (struct create_encryption){.method = luks ? CRYPT_LUKS : CRYPT_AES};
     ret = luks ? judge_luks(plan, err) : judge_aes(plan, err);
-    if (ret < 0)
-        return ret;
+    plan->params.encryption = e;
+    return ret;
+}
+
+int create_judge_secret(struct create_plan *plan, struct qk_error *err)
+{
+    const char *id = text_of(&plan->opts, "encrypt.key-secret");
+    if (!plan->params.encryption)
+        return 0;
     if (!id)
         return qk_fail(err, -EINVAL, "Parameter 'encrypt.key-secret' is required for cipher");
     plan->secret = secrets_find(plan->secrets, id);
-    e->secret = &plan->secret;
-    plan->params.encryption = e;
+    plan->encryption.secret = &plan->secret;
     return 0;
 }

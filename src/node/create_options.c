@@ -315,10 +315,12 @@ static int judge_qcow2(struct create_plan *plan, struct qk_error *err)
     p->version = 3;
     int ret = take_word(opts, "compat", "version", version_words, &p->version, err);
     if (ret == 0)
-        ret = take_word(opts, "compression_type", "compression-type", compression_words,
-                        &p->compression_type, err);
+        ret = create_judge_encryption(plan, err);
     if (ret == 0)
         ret = take_word(opts, "preallocation", "preallocation", prealloc_words, &prealloc, err);
+    if (ret == 0)
+        ret = take_word(opts, "compression_type", "compression-type", compression_words,
+                        &p->compression_type, err);
     if (ret == 0)
         ret = judge_backing(plan, err);
     if (ret < 0)
@@ -329,8 +331,6 @@ static int judge_qcow2(struct create_plan *plan, struct qk_error *err)
     p->lazy_refcounts = is_on(opts, "lazy_refcounts");
     p->extended_l2 = is_on(opts, "extended_l2");
     ret = judge_data_file(plan, err);
-    if (ret == 0)
-        ret = create_judge_encryption(plan, err);
     if (ret < 0)
         return ret;
     uint64_t unused;
@@ -339,7 +339,7 @@ static int judge_qcow2(struct create_plan *plan, struct qk_error *err)
         ret = qk_fail(err, -EFBIG,
                       "The image size is too large for file format 'qcow2' (try using "
                       "a larger cluster size)");
-    return ret;
+    return ret < 0 ? ret : create_judge_secret(plan, err);
 }
 
 int create_plan_judge(struct create_plan *plan, struct qk_error *err)

@@ -78,7 +78,11 @@ int amend_show_options(const char *format)
     size_t count;
     const struct qk_option_desc *own = qk_amend_options(format, &count);
     if (!own) {
-        report_error("Format driver '%s' does not support option amendment", format);
+        size_t unused;
+        report_error(qk_create_options(format, &unused)
+                         ? "Format driver '%s' does not support option amendment"
+                         : "Unknown file format '%s'",
+                     format);
         return 1;
     }
     struct qk_option_desc *list = xmalloc(count * sizeof(*list));
