@@ -271,5 +271,5 @@ def public_tested(tree):
 
 
 RULES = [include_table, table_documented, function_length, parameter_count, file_length, layout,
-         head_paragraph, typedefs, silent_library, no_global_state, finished, public_documented, public_in_map,
-         public_tested]
+         head_paragraph, typedefs, silent_library, no_global_state, finished, public_documented,
+         public_in_map, public_tested]
