@@ -545,7 +545,7 @@ struct qk_problem {
     bool repaired;      /* this run has repaired it */
     uint64_t file_off;  /* of the damaged bytes; QK_OFFSET_NONE: none */
     uint64_t guest_off; /* QK_OFFSET_NONE: none */
-    uint64_t expected, found; /* the value that belongs there, when it is known, and that is there */
+    uint64_t expected, found; /* the value that belongs there, if known, and the one there */
     const char *snapshot;     /* id of the snapshot that it concerns; NULL: none, or not known */
     const char *snapshot_name;
     uint64_t guest_bytes; /* behind guest_off, of the disk; 0: none */
