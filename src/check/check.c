@@ -24,9 +24,9 @@ static int header_load(struct check *c, struct qk_error *err)
     int ret = io_size(c->file, &c->file_bytes, err);
     if (ret == 0)
         ret = io_read(c->file, 0, first, sizeof(first), err);
-    return ret < 0 ? ret
-                   : header_decode(first, (size_t)min_u64(c->file_bytes, sizeof(first)), &c->raw,
-                                   err);
+    return ret < 0
+               ? ret
+               : header_decode(first, (size_t)min_u64(c->file_bytes, sizeof(first)), &c->raw, err);
 }
 
 static int check_init(struct check *c, struct qk_error *err)
@@ -141,7 +141,7 @@ static int repair(struct check *c, struct qk_error *err)
 {
     static int (*const parts[])(struct check *, struct qk_error *) = {
         apply_edits, snapshots_place, copies_place, repair_refcounts, snapshots_link,
-        copies_link, copied_run,      plan_barrier, bitmaps_return, clear_bits,
+        copies_link, copied_run,      plan_barrier, bitmaps_return,   clear_bits,
     };
     int ret = io_stage_open(c->file, &c->stage, err);
     if (ret < 0)

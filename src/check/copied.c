@@ -154,7 +154,8 @@ static bool counts_differ(const struct check *c)
            c->sink.seen[PROBLEM_REFCOUNT_HIGH] || c->sink.seen[PROBLEM_REFCOUNT_OVERFLOW] ||
            c->sink.seen[PROBLEM_REFBLOCK_SHARED] || c->sink.seen[PROBLEM_REFTABLE_OUTSIDE] ||
            c->sink.seen[PROBLEM_REFTABLE_RESERVED] || c->sink.seen[PROBLEM_REFTABLE_UNALIGNED] ||
-           c->sink.seen[PROBLEM_REFBLOCK_UNREADABLE] || c->sink.seen[PROBLEM_L2_OUTSIDE];
+           c->sink.seen[PROBLEM_REFBLOCK_UNREADABLE] || c->sink.seen[PROBLEM_REFTABLE_PLACE] ||
+           c->sink.seen[PROBLEM_REFCOUNT_ORDER] || c->sink.seen[PROBLEM_L2_OUTSIDE];
 }
 
 /* Without leave to repair corruptions, flags are repaired only when all refcounts are right. */

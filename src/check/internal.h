@@ -130,8 +130,8 @@ struct check {
     struct qk_io *file;     /* the image's file; during a repair the stage over it */
     struct qk_io *stage;    /* of a repair */
     struct qk_io *undo_log; /* NULL: opts->undo_file says where, if at all */
-    struct header raw;   /* the fields as they are in the file */
-    struct header view;  /* as they are read: with what others determine (header_mend) */
+    struct header raw;      /* the fields as they are in the file */
+    struct header view;     /* as they are read: with what others determine (header_mend) */
     const struct header *h; /* = &view */
     const struct geometry *g;
     const struct refcount_ops *ops;
@@ -154,7 +154,7 @@ struct check {
     struct l2_vec tables;         /* sorted by cluster once roots is done */
     struct u64_vec snapshot_l1;   /* pairs: offset, bytes */
     struct u64_vec snapshot_kept; /* pairs: offset and bytes of the entries that can be used */
-    struct snapshot_range *snapshot_ranges; /* their L1 tables by place */
+    struct snapshot_range *snapshot_ranges;        /* their L1 tables by place */
     struct refmap_span snapshot_old, snapshot_new; /* clusters of the table; the new one */
 
     struct u64_vec reftable; /* host-endian */
@@ -164,7 +164,7 @@ struct check {
     uint64_t highest;        /* one more than the highest cluster in use */
     struct block_cache_slot cache[BLOCK_CACHE_SLOTS];
 
-    unsigned actions; /* what is to be done: enum action */
+    unsigned actions;         /* what is to be done: enum action */
     bool wanting;             /* a report asks only whom it will tell about */
     struct shared_vec shared; /* and this is who shares then */
     struct snapshot_text label, user_labels[QK_USERS_LISTED];
@@ -174,7 +174,7 @@ struct check {
     uint64_t bitmaps_bytes; /* of the kept entries */
     bool bitmaps_lost;      /* the directory cannot be followed */
     bool bitmaps_aside;     /* they are to be used again in the end */
-    bool bitmaps_dry; /* bitmaps are looked at, and not counted */
+    bool bitmaps_dry;       /* bitmaps are looked at, and not counted */
     bool spare; /* free clusters may belong to what was given up: new ones go behind the end */
     struct step_vec steps; /* the plan: how */
     struct user_vec users; /* those that get copies, and who shares with them */

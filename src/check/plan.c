@@ -25,7 +25,8 @@ static bool rebuild_needed(const struct check *c)
 {
     return c->sink.seen[PROBLEM_REFCOUNT_ZERO] || c->sink.seen[PROBLEM_REFTABLE_RESERVED] ||
            c->sink.seen[PROBLEM_REFTABLE_UNALIGNED] || c->sink.seen[PROBLEM_REFBLOCK_SHARED] ||
-           c->sink.seen[PROBLEM_REFTABLE_UNREADABLE] || c->sink.seen[PROBLEM_REFTABLE_RANGE];
+           c->sink.seen[PROBLEM_REFTABLE_UNREADABLE] || c->sink.seen[PROBLEM_REFTABLE_RANGE] ||
+           c->sink.seen[PROBLEM_REFTABLE_PLACE] || c->sink.seen[PROBLEM_REFCOUNT_ORDER];
 }
 
 /* Refcounts that the file does not give: a damaged block, or none where clusters are in use. */
@@ -42,7 +43,8 @@ static bool blocks_unknown(const struct check *c)
             return true;
     }
     return c->tail_mismatch || c->sink.seen[PROBLEM_REFTABLE_UNREADABLE] ||
-           c->sink.seen[PROBLEM_REFTABLE_OUTSIDE] || c->sink.seen[PROBLEM_REFTABLE_RANGE];
+           c->sink.seen[PROBLEM_REFTABLE_OUTSIDE] || c->sink.seen[PROBLEM_REFTABLE_RANGE] ||
+           c->sink.seen[PROBLEM_REFTABLE_PLACE] || c->sink.seen[PROBLEM_REFCOUNT_ORDER];
 }
 
 int plan_decide(struct check *c, struct qk_error *err)

@@ -29,7 +29,7 @@ enum action {
     ACT_EDIT_HEADER = 1u << 6,
     ACT_HOLD = 1u << 7, /* free and reuse nothing */
     ACT_DROP_BITMAPS = 1u << 8,
-    ACT_WRITE_SNAPSHOTS = 1u << 9,
+    ACT_WRITE_SNAPSHOTS = 1u << 9, /* a new table, of the entries that can be used */
 };
 
 struct problem_info {
@@ -55,7 +55,7 @@ struct sink {
     uint64_t open[PROBLEM_COUNT]; /* seen and not repaired */
     const char *snapshot;         /* id of the one that is looked at; NULL: none, or not known */
     const char *snapshot_name;
-    uint64_t guest_off; /* for findings that know none themselves */
+    uint64_t guest_off;                              /* for findings that know none themselves */
     uint64_t disk_bytes, cluster_bytes, table_bytes; /* of the guest, behind an L2, an L1 entry */
     struct qk_cluster_user users[QK_USERS_LISTED];
     unsigned user_count;

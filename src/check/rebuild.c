@@ -267,6 +267,16 @@ static int write_table(const struct rebuild *r, struct qk_error *err)
     return plan_write(c, &what, &w, err);
 }
 
+/* The width lies in the same sector as the table's place, so that both change at once. */
+static int write_width(struct check *c, struct qk_error *err)
+{
+    static const struct step what = {.action = "correct field", .structure = "header"};
+    uint8_t field[4];
+    const struct plan_bytes w = {HEADER_REFCOUNT_ORDER_OFF, field, sizeof(field)};
+    store_be32(field, c->h->refcount_order);
+    return c->raw.refcount_order == c->h->refcount_order ? 0 : plan_write(c, &what, &w, err);
+}
+
 static int switch_over(const struct rebuild *r, struct qk_error *err)
 {
     uint8_t fields[12];
@@ -275,6 +285,8 @@ static int switch_over(const struct rebuild *r, struct qk_error *err)
     static const struct step what = {"name the new refcount table", "header", .count = 2};
     const struct plan_bytes w = {HEADER_REFTABLE_OFF, fields, sizeof(fields)};
     int ret = plan_write(r->c, &what, &w, err);
+    if (ret == 0)
+        ret = write_width(r->c, err);
     return ret < 0 ? ret : plan_barrier(r->c, err);
 }
 

@@ -67,6 +67,7 @@ static int active_l1_load(struct check *c, struct qk_error *err)
 {
     uint64_t off = min_u64(c->h->l1_off, c->file_bytes);
     uint64_t bytes = min_u64((uint64_t)c->h->l1_entries * 8, QCOW2_MAX_L1_BYTES);
+    bytes = off ? bytes : 0; /* there is none */
     /* An entry that the end of the file cuts continues with zeroes, as it would if the file grew.
      */
     bytes = min_u64(bytes, round_up(c->file_bytes - off, 8));
@@ -88,7 +89,7 @@ static int active_l1_collect(struct check *c, struct qk_error *err)
 {
     const struct root root = {c->h->l1_off, (uint64_t)c->h->l1_entries * 8, 1,
                               PROBLEM_L1_TABLE_OUTSIDE};
-    int ret = count_root(c, &root, err);
+    int ret = c->h->l1_off ? count_root(c, &root, err) : 0;
     if (ret == 0)
         ret = active_l1_load(c, err);
     for (uint32_t i = 0; ret == 0 && i < c->l1_entries; i++) {
@@ -180,7 +181,7 @@ static int snapshot_l1_collect(struct check *c, struct qk_error *err)
 int roots_collect(struct check *c, struct qk_error *err)
 {
     static int (*const steps[])(struct check *, struct qk_error *) = {
-        header_collect,      active_l1_collect, snapshots_collect,
+        header_collect,      snapshots_collect, l1_search,       active_l1_collect,
         snapshot_l1_collect, crypto_collect,    bitmaps_collect,
     };
     for (size_t i = 0; i < ARRAY_SIZE(steps); i++) {

@@ -12,6 +12,8 @@
 
 #define ENTRY_HEAD_BYTES     40u
 #define ENTRY_V3_EXTRA_BYTES 16u /* vmstate size and disk size: required in version 3 */
+#define ENTRY_VM_STATE_OFF   32u
+#define ENTRY_EXTRA_OFF      36u
 #define NAME_SHOWN           255u
 
 struct snapshot_entry {
@@ -72,6 +74,8 @@ static int entry_note(struct check *c, const struct snapshot_entry *e, struct qk
 {
     uint64_t bytes = (uint64_t)e->l1_entries * 8;
     struct refmap_span span;
+    if (c->data_file && problem_fixable(c->opts, PROBLEM_SNAPSHOT_DATA_FILE))
+        return 0;
     if (!is_aligned(e->l1_off, c->g->cluster_bytes)) {
         entry_damaged(c, e, PROBLEM_SNAPSHOT_L1_UNALIGNED);
         return 0;
@@ -81,8 +85,11 @@ static int entry_note(struct check *c, const struct snapshot_entry *e, struct qk
         return 0;
     }
     if (!range_span(c, e->l1_off, bytes, &span)) {
-        const struct finding f = {PROBLEM_L1_TABLE_OUTSIDE, e->off, QK_OFFSET_NONE, 0, e->l1_off};
+        const struct finding f = {PROBLEM_SNAPSHOT_L1_OUTSIDE, e->off, QK_OFFSET_NONE, 0,
+                                  e->l1_off};
         sink_found(&c->sink, &f, e->l1_off, bytes);
+        if (problem_fixable(c->opts, f.id))
+            return 0;
     }
     if (u64_vec_append(&c->snapshot_l1, e->l1_off) < 0 ||
         u64_vec_append(&c->snapshot_l1, bytes) < 0 ||
@@ -140,21 +147,51 @@ int snapshots_collect(struct check *c, struct qk_error *err)
 
 /* ---- a table without what cannot be used ---- */
 
+static uint32_t kept_extra(const struct check *c, const struct snapshot_entry *e)
+{
+    return c->h->version >= 3 ? (uint32_t)max_u64(e->extra_bytes, ENTRY_V3_EXTRA_BYTES)
+                              : e->extra_bytes;
+}
+
+/* The entry as it is, or with what version 3 requires: the size of the VM state from the older
+ * field, and the disk's size as it is now. Returns its length. */
+static uint64_t kept_entry(const struct check *c, const struct snapshot_entry *e, uint8_t *out)
+{
+    uint32_t extra = kept_extra(c, e);
+    uint8_t *fields = out + ENTRY_HEAD_BYTES;
+    uint64_t names = (uint64_t)e->id_bytes + e->name_bytes, at = e->off + ENTRY_HEAD_BYTES;
+    if (io_read(c->file, e->off, out, ENTRY_HEAD_BYTES + (size_t)e->extra_bytes, NULL) < 0 ||
+        io_read(c->file, at + e->extra_bytes, fields + extra, names, NULL) < 0)
+        return 0;
+    store_be32(out + ENTRY_EXTRA_OFF, extra);
+    if (extra != e->extra_bytes && e->extra_bytes < 8)
+        store_be64(fields, load_be32(out + ENTRY_VM_STATE_OFF));
+    if (extra != e->extra_bytes)
+        store_be64(fields + 8, c->h->size_bytes);
+    return round_up(ENTRY_HEAD_BYTES + extra + names, 8);
+}
+
 static uint8_t *kept_entries(struct check *c, uint64_t *bytes, struct qk_error *err)
 {
     const struct u64_vec *kept = &c->snapshot_kept;
+    uint64_t room = 1, next;
     *bytes = 0;
     for (size_t i = 0; i + 1 < kept->len; i += 2)
-        *bytes += round_up(kept->ptr[i + 1], 8);
-    uint8_t *table = calloc(1, *bytes + 1), *at = table;
+        room += round_up(kept->ptr[i + 1], 8) + ENTRY_V3_EXTRA_BYTES;
+    uint8_t *table = calloc(1, room);
     if (!table)
         qk_fail_nomem(err);
     for (size_t i = 0; table && i + 1 < kept->len; i += 2) {
-        if (io_read(c->file, kept->ptr[i], at, (size_t)kept->ptr[i + 1], err) < 0) {
+        struct snapshot_entry e;
+        uint64_t len =
+            entry_read(c, kept->ptr[i], &e, &next) ? 0 : kept_entry(c, &e, table + *bytes);
+        if (!len) {
+            qk_fail_at(err, -EIO, WHERE(c->file->name, "snapshot table", kept->ptr[i]),
+                       "cannot read an entry that is kept");
             free(table);
             return NULL;
         }
-        at += round_up(kept->ptr[i + 1], 8);
+        *bytes += len;
     }
     return table;
 }
@@ -221,10 +258,13 @@ int snapshots_link(struct check *c, struct qk_error *err)
         ret = plan_barrier(c, err);
     if (ret < 0)
         return ret;
-    sink_message(&c->sink, "Dropping the snapshots that cannot be used");
-    sink_settle(&c->sink, PROBLEM_SNAPSHOT_TABLE);
-    sink_settle(&c->sink, PROBLEM_SNAPSHOT_L1_UNALIGNED);
-    sink_settle(&c->sink, PROBLEM_SNAPSHOT_L1_LARGE);
+    sink_message(&c->sink, c->snapshot_kept.len / 2 < c->h->snapshot_count
+                               ? "Dropping the snapshots that cannot be used"
+                               : "Writing a new snapshot table");
+    for (unsigned id = 0; id < PROBLEM_COUNT; id++) {
+        if (problems[id].actions & ACT_WRITE_SNAPSHOTS)
+            sink_settle(&c->sink, (enum problem_id)id);
+    }
     references_drop(c, c->snapshot_old);
     return refcounts_lower(c, err);
 }

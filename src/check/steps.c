@@ -146,7 +146,7 @@ static void shrink_back(struct check *c, struct qk_io *file)
     if (io_size(file, &now, NULL) < 0 || now <= c->file_bytes ||
         io_read(file, HEADER_REFTABLE_OFF, field, sizeof(field), NULL) < 0)
         return;
-    if ((c->actions & ACT_REBUILD) && load_be64(field) == c->h->reftable_off)
+    if ((c->actions & ACT_REBUILD) && load_be64(field) == c->raw.reftable_off)
         io_resize(file, c->file_bytes, QK_PREALLOC_OFF, NULL);
 }
 

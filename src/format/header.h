@@ -87,6 +87,10 @@ int header_validate(const struct header *h, const struct header_extensions *name
 int header_validate_for_check(const struct header *h, const struct header_extensions *names,
                               struct qk_error *err);
 
+/* What a check reads instead of fields that no image could be opened with: the value that others
+ * determine, or none. `bytes` are the first len of the file, as for header_decode. */
+void header_mend(struct header *h, const uint8_t *bytes, size_t len);
+
 /* Writes the fixed fields: 72 bytes for version 2, else h->header_bytes (bytes past 112 are left
  * as they are in out). */
 void header_encode(const struct header *h, uint8_t *out);

@@ -92,6 +92,8 @@ int header_io_load(struct image *img, struct qk_error *err)
         ret = io_read(img->file, 0, first, sizeof(first), err);
     if (ret == 0)
         ret = header_decode(first, (size_t)min_u64(file_bytes, sizeof(first)), &img->h, err);
+    if (ret == 0 && img->opts.for_check)
+        header_mend(&img->h, first, (size_t)min_u64(file_bytes, sizeof(first)));
     /* Without a sane cluster size there is no header cluster to read names from. */
     if (ret == 0 && (img->h.cluster_bits < QCOW2_MIN_CLUSTER_BITS ||
                      img->h.cluster_bits > QCOW2_MAX_CLUSTER_BITS ||

@@ -36,8 +36,8 @@ static const struct opt_desc options[] = {
     {OPT_PLAN, "plan", NULL, "tell what a repair would do (-r all, or as -r says); write nothing",
      OPT_KIND_FLAG, NULL, 0, 0, NULL},
     {OPT_ALLOW, "allow", "LIST",
-     "let -r make choices, too: copies, entries, snapshots, bitmaps; lossy is all of them",
-     OPT_KIND_TEXT, NULL, 0, 0, "copies entries snapshots bitmaps lossy"},
+     "let -r make choices, too: copies, entries, snapshots, bitmaps, header; lossy is all of them",
+     OPT_KIND_TEXT, NULL, 0, 0, "copies entries snapshots bitmaps header lossy"},
     {OPT_UNDO, "undo", "FILE", "save what -r overwrites in FILE (default: FILENAME.undo-N)",
      OPT_KIND_FILE, NULL, 0, 0, NULL},
     {OPT_NO_UNDO, "no-undo", NULL, "save nothing of what -r overwrites", OPT_KIND_FLAG, NULL, 0, 0,
@@ -383,6 +383,7 @@ static int allow_option(const struct opts *opts, unsigned *allow)
         {"entries", QK_ALLOW_ENTRIES},
         {"snapshots", QK_ALLOW_SNAPSHOTS},
         {"bitmaps", QK_ALLOW_BITMAPS},
+        {"header", QK_ALLOW_HEADER},
         {"lossy", ~0u},
     };
     for (size_t n = 0; opts_nth(opts, OPT_ALLOW, n); n++) {
