@@ -155,11 +155,21 @@ static unsigned backing_flags(unsigned flags)
     return flags & (QK_OPEN_FORCE_SHARE | QK_OPEN_DIRECT | QK_OPEN_NO_FLUSH | QK_OPEN_CHECK);
 }
 
+/* A backing file that stays closed has no use for what is said about it, such as its key. */
+static int drop_backing_options(struct open_request *req, struct qk_error *err)
+{
+    struct options dropped = {0};
+    int ret = options_split(&req->opts, "backing.", &dropped, err);
+    options_free(&dropped);
+    return ret;
+}
+
 int chain_open_backing(struct node *node, struct open_request *req, struct qk_error *err)
 {
-    if (backing_disabled(&req->opts) ||
-        (node->flags & (QK_OPEN_NO_BACKING | QK_OPEN_NO_IO | QK_OPEN_ZERO_TARGET)))
+    if (backing_disabled(&req->opts))
         return 0;
+    if (node->flags & (QK_OPEN_NO_BACKING | QK_OPEN_NO_IO | QK_OPEN_ZERO_TARGET))
+        return drop_backing_options(req, err);
     struct backing b = {
         .req = {.flags = backing_flags(node->flags),
                 .role = ROLE_BACKING,
