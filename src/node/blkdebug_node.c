@@ -133,29 +133,9 @@ static int blkdebug_open(struct node *node, struct open_request *req, struct qk_
         ret = set_limits(node, req, err);
     if (ret < 0)
         return ret;
-    node->io.name = node->store->name;
-    node->io.alignment = node->store->alignment;
-    node->io.can_grow = node->store->can_grow;
-    node->io.zero_init = node->store->zero_init;
+    node_take_limits(node);
     return 0;
 }
-
-static const struct qk_io_ops blkdebug_ops = {
-    .name = "blkdebug",
-    .preadv = pass_preadv,
-    .pwritev = pass_pwritev,
-    .zero = pass_zero,
-    .discard = pass_discard,
-    .flush = pass_flush,
-    .size = pass_size,
-    .resize = pass_resize,
-    .status = pass_status,
-    .allocated = pass_allocated,
-    .event = pass_event,
-    .set_perm = pass_set_perm,
-    .set_writable = pass_set_writable,
-    .close = node_io_close,
-};
 
 static const char *const blkdebug_strong[] = {
     "config",         "inject-error.",  "set-state.",  "align",       "max-transfer",
@@ -168,5 +148,5 @@ const struct node_driver blkdebug_driver = {
     .strong = blkdebug_strong,
     .parse_name = parse_name,
     .open = blkdebug_open,
-    .ops = &blkdebug_ops,
+    .ops = &node_pass_ops,
 };

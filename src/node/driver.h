@@ -63,6 +63,10 @@ void pass_event(struct qk_io *io, const char *event);
 int pass_set_perm(struct qk_io *io, unsigned used, unsigned shared, struct qk_error *err);
 int pass_set_writable(struct qk_io *io, bool writable, struct qk_error *err);
 int node_io_close(struct qk_io *io, struct qk_error *err);
+/* All of these in one table, for drivers that change nothing. */
+extern const struct qk_io_ops node_pass_ops;
+/* Name, alignment and what the store can do become the node's own. */
+void node_take_limits(struct node *node);
 
 /* The store below a node. */
 static inline struct qk_io *node_below(const struct node *node)

@@ -190,3 +190,28 @@ int node_io_close(struct qk_io *io, struct qk_error *err)
 {
     return node_close(node_of(io), err);
 }
+
+const struct qk_io_ops node_pass_ops = {
+    .name = "pass",
+    .preadv = pass_preadv,
+    .pwritev = pass_pwritev,
+    .zero = pass_zero,
+    .discard = pass_discard,
+    .flush = pass_flush,
+    .size = pass_size,
+    .resize = pass_resize,
+    .status = pass_status,
+    .allocated = pass_allocated,
+    .event = pass_event,
+    .set_perm = pass_set_perm,
+    .set_writable = pass_set_writable,
+    .close = node_io_close,
+};
+
+void node_take_limits(struct node *node)
+{
+    node->io.name = node->store->name;
+    node->io.alignment = node->store->alignment;
+    node->io.can_grow = node->store->can_grow;
+    node->io.zero_init = node->store->zero_init;
+}

@@ -83,29 +83,9 @@ static int file_node_open(struct node *node, struct open_request *req, struct qk
         ret = io_file_open(filename, &file, &node->store, err);
     if (ret < 0)
         return ret;
-    node->io.name = node->store->name;
-    node->io.alignment = node->store->alignment;
-    node->io.can_grow = node->store->can_grow;
-    node->io.zero_init = node->store->zero_init;
+    node_take_limits(node);
     return 0;
 }
-
-static const struct qk_io_ops file_node_ops = {
-    .name = "file",
-    .preadv = pass_preadv,
-    .pwritev = pass_pwritev,
-    .zero = pass_zero,
-    .discard = pass_discard,
-    .flush = pass_flush,
-    .size = pass_size,
-    .resize = pass_resize,
-    .status = pass_status,
-    .allocated = pass_allocated,
-    .event = pass_event,
-    .set_perm = pass_set_perm,
-    .set_writable = pass_set_writable,
-    .close = node_io_close,
-};
 
 static const char *const file_strong[] = {"filename", NULL};
 
@@ -116,7 +96,7 @@ const struct node_driver file_driver = {
     .strong = file_strong,
     .parse_name = parse_name,
     .open = file_node_open,
-    .ops = &file_node_ops,
+    .ops = &node_pass_ops,
 };
 
 const struct node_driver host_device_driver = {
@@ -126,5 +106,5 @@ const struct node_driver host_device_driver = {
     .strong = file_strong,
     .parse_name = parse_name,
     .open = file_node_open,
-    .ops = &file_node_ops,
+    .ops = &node_pass_ops,
 };
