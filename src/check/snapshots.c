@@ -128,7 +128,7 @@ int snapshots_collect(struct check *c, struct qk_error *err)
 {
     uint64_t start = c->h->snapshots_off, end = start;
     if (!is_aligned(start, c->g->cluster_bytes) || start > INT64_MAX ||
-        (c->h->snapshot_count && start >= c->file_bytes)) {
+        (c->h->snapshot_count && (!start || start >= c->file_bytes))) {
         table_damaged(c, start, "its offset is unaligned or past the end of the file");
         return 0;
     }
@@ -262,7 +262,8 @@ int snapshots_link(struct check *c, struct qk_error *err)
                                ? "Dropping the snapshots that cannot be used"
                                : "Writing a new snapshot table");
     for (unsigned id = 0; id < PROBLEM_COUNT; id++) {
-        if (problems[id].actions & ACT_WRITE_SNAPSHOTS)
+        if ((problems[id].actions & ACT_WRITE_SNAPSHOTS) &&
+            problem_fixable(c->opts, (enum problem_id)id))
             sink_settle(&c->sink, (enum problem_id)id);
     }
     references_drop(c, c->snapshot_old);
