@@ -110,7 +110,7 @@ static int find_place(struct check *c, uint64_t *cluster, struct qk_error *err)
         return 0;
     if (!c->file->can_grow || c->no_growth)
         return -ENOSPC;
-    *cluster = c->clusters;
+    *cluster = c->clusters = max_u64(c->clusters, c->named_end);
     int ret = refmap_grow(&c->refs, c->clusters + 2, err);
     if (ret == 0)
         c->clusters++;

@@ -180,8 +180,9 @@ struct check {
     struct user_vec users; /* those that get copies, and who shares with them */
     uint64_t copy_from;    /* no free cluster before this one */
     unsigned epoch;
-    bool no_growth;   /* the file was found to have no room to grow */
-    bool out_of_room; /* found out just now */
+    uint64_t named_end; /* entries that stay name clusters behind the file's end, up to this one */
+    bool no_growth;     /* the file was found to have no room to grow */
+    bool out_of_room;   /* found out just now */
 
     pthread_mutex_t lock; /* result counters and progress while threads run */
     uint64_t work_done, work_total;
@@ -209,6 +210,8 @@ void progress_write(struct check *c, uint64_t done, uint64_t total);
  * (an image may end inside its last cluster). */
 bool range_span(const struct check *c, uint64_t off, uint64_t bytes, struct refmap_span *span);
 /* Counts a reference to a range that is known to lie in the file. */
+/* An entry that stays as it is names a range behind the file's end: nothing new is put there. */
+void outside_named(struct check *c, uint64_t off, uint64_t bytes);
 int count_inside(struct check *c, uint64_t off, uint64_t bytes, struct qk_error *err);
 /* Counts `times` references to the range, or reports `outside`. */
 struct root {

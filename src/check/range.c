@@ -23,6 +23,16 @@ bool range_span(const struct check *c, uint64_t off, uint64_t bytes, struct refm
     return true;
 }
 
+/* Further away than half the file's size it is no truncation: then the file does not grow. */
+void outside_named(struct check *c, uint64_t off, uint64_t bytes)
+{
+    uint64_t end;
+    if (!try_add_u64(off, bytes, &end) || end > c->file_bytes + c->file_bytes / 2)
+        c->no_growth = true;
+    else
+        c->named_end = max_u64(c->named_end, div_round_up(end, c->g->cluster_bytes));
+}
+
 int count_inside(struct check *c, uint64_t off, uint64_t bytes, struct qk_error *err)
 {
     struct refmap_span span;

@@ -32,7 +32,9 @@ struct rebuild {
 
 static bool is_free(const struct rebuild *r, uint64_t cluster)
 {
-    return !refmap_count(&r->c->refs, cluster);
+    const struct check *c = r->c;
+    bool named = cluster < c->named_end && cluster >= c->file_bytes >> c->g->cluster_bits;
+    return !named && !refmap_count(&c->refs, cluster);
 }
 
 /* The first of n free clusters in a row from `at` on that need no growth; UINT64_MAX: none. */
@@ -63,7 +65,7 @@ static int place(struct rebuild *r, uint64_t at, uint64_t n, uint64_t *cluster,
         if (!r->grow)
             return qk_fail_at(err, -ENOSPC, WHERE(c->file->name, "refcount table", QK_OFFSET_NONE),
                               "no free clusters for a new refcount structure");
-        *cluster = r->end;
+        *cluster = max_u64(r->end, c->named_end);
         while (*cluster > at && is_free(r, *cluster - 1))
             --*cluster;
         int ret = refmap_grow(&c->refs, *cluster + n, err);

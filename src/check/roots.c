@@ -49,6 +49,8 @@ static void l1_report(struct check *c, uint64_t raw, uint64_t index, uint64_t fi
             sink_found(&c->sink, &f, index == QK_OFFSET_NONE ? 0 : index, raw);
         else
             sink_found(&c->sink, &f, off, (uint64_t)c->g->cluster_bytes);
+        if (f.id == PROBLEM_L1_OUTSIDE && !problem_fixable(c->opts, f.id))
+            outside_named(c, off, c->g->cluster_bytes);
     }
 }
 

@@ -198,7 +198,8 @@ static uint8_t *kept_entries(struct check *c, uint64_t *bytes, struct qk_error *
 
 static int new_table(struct check *c, const uint8_t *table, uint64_t bytes, struct qk_error *err)
 {
-    struct refmap_span span = {c->clusters, div_round_up(bytes, c->g->cluster_bytes)};
+    struct refmap_span span = {max_u64(c->clusters, c->named_end),
+                               div_round_up(bytes, c->g->cluster_bytes)};
     const struct step what = {.action = "write the entries that can be used",
                               .structure = "snapshot table",
                               .count = c->snapshot_kept.len / 2};
@@ -208,7 +209,7 @@ static int new_table(struct check *c, const uint8_t *table, uint64_t bytes, stru
         ret = qk_fail_nomem(err);
     if (ret < 0)
         return ret;
-    c->clusters += span.count;
+    c->clusters = span.first + span.count;
     c->snapshot_new = span;
     c->actions |= ACT_REBUILD;
     ret = plan_write(c, &what, &w, err);
