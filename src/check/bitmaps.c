@@ -312,6 +312,7 @@ int bitmaps_drop(struct check *c, struct qk_error *err)
             ret = extension_write(c, now, err);
         c->bitmaps_aside = true;
     }
+    c->bitmaps_leaked = !some && !c->bitmaps_lost && c->bitmaps_kept;
     if (ret < 0)
         return ret;
     sink_message(&c->sink, some ? "Dropping the bitmaps that cannot be used"
@@ -322,8 +323,21 @@ int bitmaps_drop(struct check *c, struct qk_error *err)
     return 0;
 }
 
+/* Names one cluster of each: the next check knows all of them. */
+static void report_leaks(struct check *c)
+{
+    for (size_t i = 0; i < c->bitmaps.len; i++) {
+        const struct bitmap_note *b = &c->bitmaps.ptr[i];
+        const struct finding f = {PROBLEM_REFCOUNT_HIGH, b->table_off, QK_OFFSET_NONE, 0, 1};
+        if (!b->bad)
+            sink_found(&c->sink, &f, b->table_off >> c->g->cluster_bits, UINT64_C(1), UINT64_C(0));
+    }
+}
+
 int bitmaps_return(struct check *c, struct qk_error *err)
 {
     static const struct step what = {.action = "use the bitmaps again", .structure = "header"};
+    if (c->bitmaps_leaked)
+        report_leaks(c);
     return c->bitmaps_aside ? set_bit(c, true, &what, err) : 0;
 }

@@ -174,6 +174,7 @@ struct check {
     uint64_t bitmaps_bytes; /* of the kept entries */
     bool bitmaps_lost;      /* the directory cannot be followed */
     bool bitmaps_aside;     /* they are to be used again in the end */
+    bool bitmaps_leaked;    /* good ones were counted, and had to be dropped with the others */
     bool bitmaps_dry;       /* bitmaps are looked at, and not counted */
     bool spare; /* free clusters may belong to what was given up: new ones go behind the end */
     struct step_vec steps; /* the plan: how */
