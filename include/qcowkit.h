@@ -542,9 +542,9 @@ struct qk_problem {
     const char *explanation; /* one sentence: what it means */
     enum qk_severity severity;
     enum qk_repair repair;
-    bool repaired;      /* this run has repaired it */
-    uint64_t file_off;  /* of the damaged bytes; QK_OFFSET_NONE: none */
-    uint64_t guest_off; /* QK_OFFSET_NONE: none */
+    bool repaired;            /* this run has repaired it */
+    uint64_t file_off;        /* of the damaged bytes; QK_OFFSET_NONE: none */
+    uint64_t guest_off;       /* QK_OFFSET_NONE: none */
     uint64_t expected, found; /* the value that belongs there, if known, and the one there */
     const char *snapshot;     /* id of the snapshot that it concerns; NULL: none, or not known */
     const char *snapshot_name;

@@ -155,7 +155,8 @@ static unsigned backing_flags(unsigned flags)
     return flags & (QK_OPEN_FORCE_SHARE | QK_OPEN_DIRECT | QK_OPEN_NO_FLUSH | QK_OPEN_CHECK);
 }
 
-/* A backing file that stays closed has no use for what is said about it, such as its key. */
+/* A check leaves the backing file closed, where qemu-img opens it: what is said about it, such as
+ * its key, is no mistake. */
 static int drop_backing_options(struct open_request *req, struct qk_error *err)
 {
     struct options dropped = {0};
@@ -169,7 +170,7 @@ int chain_open_backing(struct node *node, struct open_request *req, struct qk_er
     if (backing_disabled(&req->opts))
         return 0;
     if (node->flags & (QK_OPEN_NO_BACKING | QK_OPEN_NO_IO | QK_OPEN_ZERO_TARGET))
-        return drop_backing_options(req, err);
+        return node->flags & QK_OPEN_CHECK ? drop_backing_options(req, err) : 0;
     struct backing b = {
         .req = {.flags = backing_flags(node->flags),
                 .role = ROLE_BACKING,

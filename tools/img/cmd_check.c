@@ -379,12 +379,9 @@ static int allow_option(const struct opts *opts, unsigned *allow)
         const char *name;
         unsigned bits;
     } words[] = {
-        {"copies", QK_ALLOW_COPIES},
-        {"entries", QK_ALLOW_ENTRIES},
-        {"snapshots", QK_ALLOW_SNAPSHOTS},
-        {"bitmaps", QK_ALLOW_BITMAPS},
-        {"header", QK_ALLOW_HEADER},
-        {"lossy", ~0u},
+        {"copies", QK_ALLOW_COPIES},       {"entries", QK_ALLOW_ENTRIES},
+        {"snapshots", QK_ALLOW_SNAPSHOTS}, {"bitmaps", QK_ALLOW_BITMAPS},
+        {"header", QK_ALLOW_HEADER},       {"lossy", ~0u},
     };
     for (size_t n = 0; opts_nth(opts, OPT_ALLOW, n); n++) {
         const char *at = opts_nth(opts, OPT_ALLOW, n);
