@@ -269,6 +269,17 @@ static void revert(struct store *s)
         free(TAKE(list->ptr[i]->new_table));
 }
 
+/* Where the header on disk may name the new state, both stay. */
+static void drop_new(struct store *s)
+{
+    if (__atomic_load_n(&s->img->header_uncertain, __ATOMIC_ACQUIRE))
+        return;
+    if (s->ext.directory_off)
+        overlap_forget(s->img, directory_run(s->img, s->ext.directory_off, s->ext.directory_bytes));
+    for (size_t i = 0; i < s->taken.len; i++)
+        alloc_undo(s->img, s->taken.ptr[i]);
+}
+
 static int build(struct store *s, struct qk_error *err)
 {
     s->buf = aligned_alloc(512, s->img->g.cluster_bytes);
@@ -301,17 +312,12 @@ int bitmaps_store(struct image *img, bool last, struct cluster_run_vec *removed,
                         removed->ptr[i].count << img->g.cluster_bits, err);
     if (ret == 0)
         ret = build(&s, err);
-    if (ret < 0) {
-        if (s.ext.directory_off)
-            overlap_forget(img, directory_run(img, s.ext.directory_off, s.ext.directory_bytes));
-        for (size_t i = 0; i < s.taken.len; i++)
-            alloc_undo(img, s.taken.ptr[i]);
-    } else {
-        /* Whichever state a failed switch leaves on disk, nobody knows for certain: both stay. */
+    if (ret == 0)
         ret = switch_header(&s, err);
-        if (ret == 0)
-            adopt(&s);
-    }
+    if (ret == 0)
+        adopt(&s);
+    else
+        drop_new(&s);
     revert(&s);
     store_free(&s);
     return ret;

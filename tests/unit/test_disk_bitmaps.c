@@ -4,6 +4,8 @@
  */
 #include "node_test.h"
 
+#include <stdio.h>
+
 enum { M = 1 << 20 };
 
 static struct qk_disk *open_rw(const char *name, const char *format)
@@ -115,6 +117,30 @@ static void test_names_stay(void)
     CHECK_OK(qk_disk_close(disk, NULL));
 }
 
+/* A header without room for the extension: refused, and nothing is leaked. */
+static void test_full_header(void)
+{
+    char below[360], option[400];
+    struct qk_check_options opts = QK_CHECK_OPTIONS_INIT;
+    struct qk_check_result result = QK_CHECK_RESULT_INIT;
+    CHECK_OK(MAKE("below.qcow2", "qcow2", "size=1M"));
+    memset(below, '/', sizeof(below));
+    for (size_t i = 0; i < 340; i += 2)
+        below[i] = '.';
+    strcpy(below + 340, "below.qcow2");
+    snprintf(option, sizeof(option), "backing_file=%s", below);
+    CHECK_OK(MAKE("full.qcow2", "qcow2", "cluster_size=512", option, "backing_fmt=qcow2"));
+    struct qk_disk *disk = open_rw("full.qcow2", "qcow2");
+    REQUIRE(disk);
+    CHECK_ERR(qk_disk_bitmap_add(disk, "x", 0, 0, NULL), -ENOSPC);
+    CHECK_OK(qk_disk_close(disk, NULL));
+    disk = OPEN("full.qcow2", .flags = QK_OPEN_CHECK);
+    REQUIRE(disk);
+    CHECK_OK(qk_disk_check(disk, &opts, &result, NULL));
+    CHECK_EQ(result.leaks + result.corruptions, 0);
+    CHECK_OK(qk_disk_close(disk, NULL));
+}
+
 int main(void)
 {
     if (!CHECK(test_dir_enter()))
@@ -123,6 +149,7 @@ int main(void)
     test_merge_across();
     test_impossible();
     test_names_stay();
+    test_full_header();
     test_dir_leave();
     return TEST_SUMMARY();
 }
