@@ -10,7 +10,9 @@
 
 static struct row *add(struct rows *rows, enum row_kind kind, const char *key, const char *label)
 {
-    rows->row = xrealloc(rows->row, (rows->count + 1) * sizeof(*rows->row));
+    /* the room doubles whenever the count is a power of two */
+    if ((rows->count & (rows->count - 1)) == 0)
+        rows->row = xrealloc(rows->row, (2 * rows->count + 1) * sizeof(*rows->row));
     struct row *row = &rows->row[rows->count++];
     *row = (struct row){.kind = kind, .key = key, .label = label};
     return row;
