@@ -129,6 +129,7 @@ static int look(struct check *c, struct qk_error *err)
 {
     const struct header_extension *ext =
         header_extensions_find(image_extensions(c->img), HEXT_BITMAPS);
+    c->bitmaps.len = 0;
     if (!ext || !(c->h->autoclear & AUTOCLEAR_BITMAPS))
         return 0;
     if (ext->len < EXTENSION_BYTES) {
@@ -214,21 +215,6 @@ int bitmaps_collect(struct check *c, struct qk_error *err)
 
 /* ---- dropping ---- */
 
-static int set_bit(struct check *c, bool on, const struct step *what, struct qk_error *err)
-{
-    uint8_t field[8];
-    int ret = io_read(c->file, HEADER_AUTOCLEAR_OFF, field, sizeof(field), err);
-    if (ret < 0)
-        return ret;
-    uint64_t bits = load_be64(field) & ~(uint64_t)AUTOCLEAR_BITMAPS;
-    store_be64(field, bits | (on ? AUTOCLEAR_BITMAPS : 0));
-    const struct plan_bytes bytes = {HEADER_AUTOCLEAR_OFF, field, sizeof(field)};
-    ret = plan_barrier(c, err);
-    if (ret == 0)
-        ret = plan_write(c, what, &bytes, err);
-    return ret < 0 ? ret : plan_barrier(c, err);
-}
-
 static int directory_write(struct check *c, uint64_t off, struct qk_error *err)
 {
     CLEANUP_FREE uint8_t *dir = malloc(c->bitmaps_bytes + 1);
@@ -305,7 +291,7 @@ int bitmaps_drop(struct check *c, struct qk_error *err)
         header_extensions_find(image_extensions(c->img), HEXT_BITMAPS);
     struct bitmaps_extension now;
     bool some = can_keep(c, ext, &now);
-    int ret = set_bit(c, false, some ? &off : &all, err);
+    int ret = bitmaps_bit_write(c, false, some ? &off : &all, err);
     if (ret == 0 && some) {
         ret = directory_write(c, now.directory_off, err);
         if (ret == 0)
@@ -339,5 +325,5 @@ int bitmaps_return(struct check *c, struct qk_error *err)
     static const struct step what = {.action = "use the bitmaps again", .structure = "header"};
     if (c->bitmaps_leaked)
         report_leaks(c);
-    return c->bitmaps_aside ? set_bit(c, true, &what, err) : 0;
+    return c->bitmaps_aside ? bitmaps_bit_write(c, true, &what, err) : 0;
 }

@@ -140,8 +140,9 @@ static int clear_bits(struct check *c, struct qk_error *err)
 static int repair(struct check *c, struct qk_error *err)
 {
     static int (*const parts[])(struct check *, struct qk_error *) = {
-        apply_edits, snapshots_place, copies_place, repair_refcounts, snapshots_link,
-        copies_link, copied_run,      plan_barrier, bitmaps_return,   clear_bits,
+        bitmaps_before_changes, apply_edits,    snapshots_place, copies_place,
+        repair_refcounts,       snapshots_link, copies_link,     copied_run,
+        plan_barrier,           bitmaps_return, clear_bits,
     };
     int ret = io_stage_open(c->file, &c->stage, err);
     if (ret < 0)

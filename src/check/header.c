@@ -134,6 +134,8 @@ int header_collect(struct check *c, struct qk_error *err)
         const struct finding f = {list[i].id, list[i].off, QK_OFFSET_NONE, list[i].good,
                                   list[i].now};
         sink_found(&c->sink, &f, list[i].now, list[i].good);
+        c->guest_changes |= problem_chosen(c->opts, f.id);
+        c->disk_resized |= f.id == PROBLEM_DISK_SIZE && problem_chosen(c->opts, f.id);
     }
     refcount_fields(c);
     return count_inside(c, 0, c->g->cluster_bytes, err);

@@ -176,6 +176,8 @@ struct check {
     bool bitmaps_aside;     /* they are to be used again in the end */
     bool bitmaps_leaked;    /* good ones were counted, and had to be dropped with the others */
     bool bitmaps_dry;       /* bitmaps are looked at, and not counted */
+    bool guest_changes;     /* this repair changes what the guest reads: no bitmap knows of it */
+    bool disk_resized;      /* and the size of its disk */
     bool spare; /* free clusters may belong to what was given up: new ones go behind the end */
     struct step_vec steps; /* the plan: how */
     struct user_vec users; /* those that get copies, and who shares with them */
@@ -254,6 +256,13 @@ int roots_collect(struct check *c, struct qk_error *err);
 int snapshots_collect(struct check *c, struct qk_error *err);
 int bitmaps_collect(struct check *c, struct qk_error *err);
 int bitmaps_drop(struct check *c, struct qk_error *err);
+/* Before what the guest reads changes: bitmaps that track changes (with `disabled_too` all) are
+ * marked as in use, stable before what follows; where the directory cannot be written, the bit goes
+ * that says that any are right. bitmaps_before_changes: when c->guest_changes asks for it. */
+int check_distrust_bitmaps(struct check *c, bool disabled_too, struct qk_error *err);
+int bitmaps_before_changes(struct check *c, struct qk_error *err);
+/* Sets or clears the autoclear bit, in an epoch of its own. */
+int bitmaps_bit_write(struct check *c, bool on, const struct step *what, struct qk_error *err);
 /* The last of it, when all else is stable. */
 int bitmaps_return(struct check *c, struct qk_error *err);
 /* A table without what cannot be used: before the refcounts, after them, and instead of that. */

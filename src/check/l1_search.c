@@ -136,8 +136,10 @@ static void report(struct check *c)
         sink_found(&c->sink, &found, c->raw.l1_off, c->l1_found);
     else if (!c->view.l1_off) /* else it is said that the table lies behind the end */
         sink_found(&c->sink, &lost, c->raw.l1_off);
-    if (c->l1_found && problem_fixable(c->opts, PROBLEM_L1_TABLE_MISPLACED))
+    if (c->l1_found && problem_fixable(c->opts, PROBLEM_L1_TABLE_MISPLACED)) {
         c->view.l1_off = c->l1_found;
+        c->guest_changes = true;
+    }
 }
 
 int l1_search(struct check *c, struct qk_error *err)

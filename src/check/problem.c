@@ -57,6 +57,11 @@ bool problem_fixable(const struct qk_check_options *opts, enum problem_id id)
     return (p->repair == QK_REPAIR_SAFE || (opts->allow & choices[id])) && (opts->fix & need);
 }
 
+bool problem_chosen(const struct qk_check_options *opts, enum problem_id id)
+{
+    return problems[id].repair != QK_REPAIR_SAFE && problem_fixable(opts, id);
+}
+
 static uint64_t *open_counter(struct qk_check_result *r, enum qk_severity severity)
 {
     switch (severity) {

@@ -77,5 +77,7 @@ void sink_message(struct sink *s, const char *line);
 /* opts->fix asks for the repair of this problem, and it needs no decision, or opts->allow has it.
  */
 bool problem_fixable(const struct qk_check_options *opts, enum problem_id id);
+/* The same, and only because opts->allow has it: what the guest reads may change. */
+bool problem_chosen(const struct qk_check_options *opts, enum problem_id id);
 
 #endif

@@ -38,6 +38,7 @@ static void l1_report(struct check *c, uint64_t raw, uint64_t index, uint64_t fi
 {
     struct l1_verdict v = l1_judge(c, raw);
     uint64_t guest = QK_OFFSET_NONE;
+    bool active = range_within(file_off - c->h->l1_off, 8, (uint64_t)c->l1_entries * 8);
     if (index != QK_OFFSET_NONE)
         guest = index << (c->g->l2_bits + c->g->cluster_bits);
     for (unsigned i = 0; i < v.problem_count; i++) {
@@ -49,6 +50,7 @@ static void l1_report(struct check *c, uint64_t raw, uint64_t index, uint64_t fi
             sink_found(&c->sink, &f, index == QK_OFFSET_NONE ? 0 : index, raw);
         else
             sink_found(&c->sink, &f, off, (uint64_t)c->g->cluster_bytes);
+        c->guest_changes |= active && problem_chosen(c->opts, f.id);
         if (f.id == PROBLEM_L1_OUTSIDE && !problem_fixable(c->opts, f.id))
             outside_named(c, off, c->g->cluster_bytes);
     }

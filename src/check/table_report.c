@@ -97,6 +97,7 @@ static void entry_report(struct check *c, const struct l2_table *t, uint32_t ind
         const struct finding f = {v.problems[i], off, table_place(c, t, index), 0, e.raw};
         problem_args(f.id, index, e, &v, args);
         sink_found(&c->sink, &f, args[0], args[1]);
+        c->guest_changes |= t->active && problem_chosen(c->opts, f.id);
         if (f.id == PROBLEM_L2_OUTSIDE && !problem_fixable(c->opts, f.id))
             outside_named(c, v.off, v.bytes);
     }
