@@ -77,7 +77,7 @@ struct shared_user {
     uint16_t snapshot;
 };
 struct shared_cluster {
-    uint64_t cluster;
+    uint64_t cluster, total; /* references to it */
     unsigned listed;
     struct shared_user users[QK_USERS_LISTED];
 };
@@ -161,6 +161,7 @@ struct check {
     uint8_t *blocks;         /* enum block_state | block_flag, for each entry of reftable */
     bool copied_suspect;     /* some COPIED flag may be wrong */
     bool tail_mismatch;      /* clusters in use behind what the refcount table covers */
+    bool table_lost;         /* there, refcounts are not zero but unknown */
     uint64_t highest;        /* one more than the highest cluster in use */
     struct block_cache_slot cache[BLOCK_CACHE_SLOTS];
 

@@ -14,7 +14,9 @@ uint64_t block_clusters(const struct check *c)
 
 enum block_state block_state(const struct check *c, uint64_t b)
 {
-    return b < c->reftable.len ? (enum block_state)(c->blocks[b] & BLOCK_STATE) : BLOCK_NONE;
+    if (b < c->reftable.len)
+        return (enum block_state)(c->blocks[b] & BLOCK_STATE);
+    return c->table_lost ? BLOCK_BAD : BLOCK_NONE;
 }
 
 uint64_t block_next(const struct check *c, uint64_t b)
@@ -60,6 +62,16 @@ static int table_load(struct check *c, struct qk_error *err)
     return 0;
 }
 
+/* What is wrong with an entry for itself; PROBLEM_COUNT: nothing. */
+static enum problem_id entry_fault(const struct check *c, uint64_t raw)
+{
+    if (raw & REFTABLE_RESERVED_MASK)
+        return PROBLEM_REFTABLE_RESERVED;
+    if (!is_aligned(raw, c->g->cluster_bytes))
+        return PROBLEM_REFTABLE_UNALIGNED;
+    return raw >= c->clusters << c->g->cluster_bits ? PROBLEM_REFTABLE_OUTSIDE : PROBLEM_COUNT;
+}
+
 /* A block past the end reads as zeroes, as everything there does. */
 static int entry_bad(struct check *c, size_t i, enum problem_id id, uint64_t arg)
 {
@@ -72,21 +84,58 @@ static int entry_bad(struct check *c, size_t i, enum problem_id id, uint64_t arg
 /* The state and flags of the block that entry i names; -ENOMEM. */
 static int entry_collect(struct check *c, size_t i)
 {
-    uint64_t raw = c->reftable.ptr[i], off = raw & REFTABLE_OFFSET_MASK;
+    uint64_t raw = c->reftable.ptr[i];
     if (!raw)
         return BLOCK_NONE;
-    if (raw & REFTABLE_RESERVED_MASK)
-        return entry_bad(c, i, PROBLEM_REFTABLE_RESERVED, raw);
-    if (!is_aligned(off, c->g->cluster_bytes))
-        return entry_bad(c, i, PROBLEM_REFTABLE_UNALIGNED, raw);
-    if (off >= c->clusters << c->g->cluster_bits)
-        return entry_bad(c, i, PROBLEM_REFTABLE_OUTSIDE, raw);
-    struct refmap_span span = {off >> c->g->cluster_bits, 1};
+    enum problem_id fault = entry_fault(c, raw);
+    if (fault != PROBLEM_COUNT)
+        return entry_bad(c, i, fault, raw);
+    struct refmap_span span = {raw >> c->g->cluster_bits, 1};
     if (refmap_add(&c->refs, span, 1, 0) < 0)
         return -ENOMEM;
     uint64_t users = refmap_count(&c->refs, span.first);
-    int state = users == 1 ? BLOCK_GOOD : entry_bad(c, i, PROBLEM_REFBLOCK_SHARED, users);
+    if (users == 1)
+        return BLOCK_GOOD | BLOCK_COUNTED;
+    sink_of_cluster(c, span.first);
+    int state = entry_bad(c, i, PROBLEM_REFBLOCK_SHARED, users);
+    sink_of_nothing(c);
     return state | BLOCK_COUNTED;
+}
+
+/* ---- who shares ---- */
+
+enum shared_step { SHARED_COUNT, SHARED_ASK, SHARED_FORGET, SHARED_STEPS };
+
+static int shared_step(struct check *c, enum shared_step step, uint64_t cluster,
+                       struct qk_error *err)
+{
+    const struct refmap_span span = {cluster, 1};
+    switch (step) {
+    case SHARED_COUNT:
+        return refmap_add(&c->refs, span, 1, 0) < 0 ? qk_fail_nomem(err) : 0;
+    case SHARED_ASK:
+        return refmap_count(&c->refs, cluster) > 1 ? users_want(c, cluster, err) : 0;
+    default:
+        refmap_drop(&c->refs, span);
+        return 0;
+    }
+}
+
+/* Whom a finding is about is known before the first is told: the blocks are counted for that, and
+ * taken off again. */
+static int shared_find(struct check *c, struct qk_error *err)
+{
+    int ret = 0;
+    for (unsigned step = 0; ret == 0 && c->opts->on_problem && step < SHARED_STEPS; step++) {
+        for (size_t i = 0; ret == 0 && i < c->reftable.len; i++) {
+            uint64_t raw = c->reftable.ptr[i];
+            if (raw && entry_fault(c, raw) == PROBLEM_COUNT)
+                ret = shared_step(c, (enum shared_step)step, raw >> c->g->cluster_bits, err);
+        }
+        if (ret == 0 && step == SHARED_ASK)
+            ret = users_find(c, err);
+    }
+    return ret;
 }
 
 /* A block that a later entry or the one before it shares is bad for both. */
@@ -114,12 +163,19 @@ int refblocks_collect(struct check *c, struct qk_error *err)
     c->blocks = calloc(c->reftable.len + 1, 1);
     if (!c->blocks)
         return qk_fail_nomem(err);
+    ret = shared_find(c, err);
+    if (ret < 0)
+        return ret;
     for (size_t i = 0; i < c->reftable.len; i++) {
         int state = entry_collect(c, i);
         if (state < 0)
             return qk_fail_nomem(err);
         c->blocks[i] = (uint8_t)state;
     }
+    c->shared.len = 0;
     distrust_shared(c);
+    c->table_lost =
+        c->sink.seen[PROBLEM_REFTABLE_UNREADABLE] || c->sink.seen[PROBLEM_REFTABLE_RANGE] ||
+        c->sink.seen[PROBLEM_REFTABLE_PLACE] || c->sink.seen[PROBLEM_REFCOUNT_ORDER];
     return 0;
 }

@@ -196,8 +196,10 @@ int users_find(struct check *c, struct qk_error *err)
             c->shared.ptr[n++] = c->shared.ptr[i];
     }
     c->shared.len = n;
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
         c->shared.ptr[i].listed = 0;
+        c->shared.ptr[i].total = refmap_count(&c->refs, c->shared.ptr[i].cluster);
+    }
     CLEANUP_FREE uint8_t *buf = malloc(c->g->cluster_bytes);
     if (!buf)
         return qk_fail_nomem(err);
@@ -211,7 +213,7 @@ void sink_of_cluster(struct check *c, uint64_t cluster)
 {
     const struct shared_cluster *s = shared_find(c, cluster);
     c->sink.user_count = s ? s->listed : 0;
-    c->sink.user_total = s ? refmap_count(&c->refs, cluster) : 0;
+    c->sink.user_total = s ? s->total : 0;
     c->sink.guest_off = QK_OFFSET_NONE;
     for (unsigned i = 0; i < c->sink.user_count; i++) {
         const struct shared_user *u = &s->users[i];
