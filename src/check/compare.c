@@ -152,15 +152,17 @@ static int compare_batch(struct check *c, uint64_t item, void *scratch, struct q
     return progress_add(c, batch_blocks(c), err);
 }
 
-/* Clusters behind what the refcount table covers: all their refcounts are zero. */
+/* Clusters behind what the refcount table covers: all their refcounts are zero, or not known. */
 static void compare_tail(struct check *c)
 {
     struct patterns patterns;
     patterns_init(c, &patterns);
     struct look l = {.c = c, .p = &patterns};
-    uint64_t b = block_next(c, c->reftable.len);
+    uint64_t b = c->table_lost ? UINT64_MAX : block_next(c, c->reftable.len);
     for (; b != UINT64_MAX; b = block_next(c, b + 1))
         compare_block(&l, c, b);
+    if (c->table_lost)
+        l.highest = refmap_end(&c->refs);
     note_look(c, &l);
 }
 
@@ -245,9 +247,14 @@ static int report_blocks(struct check *c, struct qk_error *err)
         else if (c->blocks[b] & BLOCK_MISMATCH)
             ret = report_block(c, b, buf, err);
     }
-    uint64_t b = c->tail_mismatch ? block_next(c, c->reftable.len) : UINT64_MAX;
-    for (; ret == 0 && b != UINT64_MAX; b = block_next(c, b + 1))
-        ret = report_block(c, b, buf, err);
+    bool tail = c->tail_mismatch || (c->table_lost && !c->wanting);
+    uint64_t b = tail ? block_next(c, c->reftable.len) : UINT64_MAX;
+    for (; ret == 0 && b != UINT64_MAX; b = block_next(c, b + 1)) {
+        if (c->table_lost)
+            report_overflows(c, b);
+        else
+            ret = report_block(c, b, buf, err);
+    }
     return ret;
 }
 

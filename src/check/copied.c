@@ -155,6 +155,7 @@ static bool counts_differ(const struct check *c)
            c->sink.seen[PROBLEM_REFBLOCK_SHARED] || c->sink.seen[PROBLEM_REFTABLE_OUTSIDE] ||
            c->sink.seen[PROBLEM_REFTABLE_RESERVED] || c->sink.seen[PROBLEM_REFTABLE_UNALIGNED] ||
            c->sink.seen[PROBLEM_REFBLOCK_UNREADABLE] || c->sink.seen[PROBLEM_REFTABLE_PLACE] ||
+           c->sink.seen[PROBLEM_REFTABLE_UNREADABLE] || c->sink.seen[PROBLEM_REFTABLE_RANGE] ||
            c->sink.seen[PROBLEM_REFCOUNT_ORDER] || c->sink.seen[PROBLEM_L2_OUTSIDE];
 }
 

@@ -308,6 +308,7 @@ static int adopt(struct rebuild *r, struct qk_error *err)
         r->blocks.ptr[b] <<= c->g->cluster_bits;
     }
     c->reftable = r->blocks;
+    c->table_lost = false;
     r->blocks = (struct u64_vec){0};
     c->clusters = max_u64(c->clusters, r->end);
     for (unsigned id = 0; id < PROBLEM_COUNT; id++) {
