@@ -56,6 +56,7 @@ class Bench:
                 for contender in order if i % 2 == 0 else reversed(order):
                     if before:
                         before(contenders[contender])
+                    os.sync()  # no run pays for what another wrote
                     seconds, peak = self.measure(contenders[contender])
                     times[contender].append(seconds)
                     peaks[contender] = max(peaks[contender], peak)
