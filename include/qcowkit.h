@@ -554,9 +554,11 @@ struct qk_problem {
     const struct qk_cluster_user *users;
     unsigned user_count; /* at most QK_USERS_LISTED; 0: nobody, or not known */
     uint64_t user_total;
+    unsigned allow;     /* of enum qk_allow: what lets a repair do more than `fix` alone; 0: nothing */
+    const char *bitmap; /* name of the bitmap that it concerns; NULL: none, or not known */
 };
 
-/* One step of a repair. Strings are static. */
+/* One step of a repair. Strings are static, but for `lost`: it is valid during the callback only. */
 struct qk_plan_step {
     size_t struct_size;
     const char *action;       /* e.g. "raise refcounts", "clear entry" */
@@ -567,6 +569,7 @@ struct qk_plan_step {
     uint64_t from, to;
     uint64_t lost_off, lost_bytes; /* guest range that is given up; QK_OFFSET_NONE, 0: none */
     unsigned epoch; /* steps of a higher epoch are written after all of a lower one are stable */
+    const char *lost; /* what else is given up, e.g. "snapshot 1 (monday)"; NULL: nothing */
 };
 
 /* Repairs that choose, and are never implied by `fix`. */
@@ -607,6 +610,8 @@ struct qk_check_result {
     uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
     uint64_t steps;  /* of the plan */
     bool undo_saved; /* opts->undo_file was written */
+    /* A repair lowers no refcount: what looks leaked may belong to what is damaged. */
+    bool leaks_kept;
 };
 #define QK_CHECK_RESULT_INIT QK_SIZED(struct qk_check_result)
 

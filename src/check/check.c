@@ -232,6 +232,7 @@ static int plan_look(struct attempt *a, const struct qk_check_options *opts,
     a->round = 1;
     ret = check_once(a, &quiet, &planned, err);
     result->steps = planned.steps;
+    result->leaks_kept = planned.leaks_kept;
     return ret;
 }
 

@@ -90,12 +90,20 @@ struct bitmap_note {
 };
 DEFINE_VECTOR(bitmap_vec, struct bitmap_note)
 
+/* What a repair gives up that has a name: see lost.c. */
+struct lost {
+    uint64_t count, named;
+    size_t len;
+    char names[512], text[640];
+};
+
 /* One step of the plan, as struct qk_plan_step tells it. */
 struct step {
     const char *action, *structure;
     uint64_t count; /* 0: one */
     uint64_t lost_off, lost_bytes;
     uint64_t off, bytes, from, to;
+    const char *lost; /* static, or of struct check */
     unsigned epoch;
     bool has_values;
 };
@@ -181,6 +189,7 @@ struct check {
     bool disk_resized;      /* and the size of its disk */
     bool spare; /* free clusters may belong to what was given up: new ones go behind the end */
     struct step_vec steps; /* the plan: how */
+    struct lost lost_snapshots, lost_bitmaps;
     struct user_vec users; /* those that get copies, and who shares with them */
     uint64_t copy_from;    /* no free cluster before this one */
     unsigned epoch;
@@ -236,6 +245,12 @@ struct sweep {
 int sweep_ranges(struct check *c, const struct sweep *sweep, struct qk_error *err);
 /* Counts a reference to each cluster for each of the ranges that touches it. */
 int cover_ranges(struct check *c, struct u64_vec *ranges, struct qk_error *err);
+
+/* ---- lost.c ---- */
+
+void lost_note(struct lost *lost, const char *name);
+/* "snapshots 1 (a), 2 (b) and 3 more", of `count` in all; NULL: none. Valid as long as *lost. */
+const char *lost_text(struct lost *lost, const char *kind, uint64_t count);
 
 /* ---- header.c ---- */
 

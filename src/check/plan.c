@@ -52,13 +52,15 @@ int plan_decide(struct check *c, struct qk_error *err)
     c->actions = wanted_actions(c);
     for (unsigned id = 0; id < PROBLEM_COUNT; id++)
         c->spare |= c->sink.seen[id] && (problems[id].actions & ACT_HOLD);
+    c->result->leaks_kept = c->actions & ACT_HOLD;
     if (!c->opts->fix)
         return 0;
     if (rebuild_needed(c) && !(c->opts->fix & QK_FIX_ERRORS)) {
         c->result->check_errors++;
         sink_message(&c->sink, "ERROR need to rebuild refcount structures");
         return qk_fail_at(err, -EIO, WHERE(c->file->name, "refcount table", c->h->reftable_off),
-                          "need to rebuild refcount structures");
+                          "need to rebuild refcount structures, which only a repair of all "
+                          "errors does");
     }
     if (!(c->actions & ACT_HOLD))
         return 0;

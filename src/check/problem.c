@@ -48,6 +48,8 @@ static const uint8_t choices[PROBLEM_COUNT] = {
     [PROBLEM_BITMAP_DIRECTORY] = QK_ALLOW_BITMAPS,
     [PROBLEM_BITMAP_TABLE] = QK_ALLOW_BITMAPS,
     [PROBLEM_BITMAP_ENTRY] = QK_ALLOW_BITMAPS,
+    [PROBLEM_REFCOUNT_LOW] = QK_ALLOW_COPIES,
+    [PROBLEM_METADATA_SHARED] = QK_ALLOW_COPIES,
 };
 
 bool problem_fixable(const struct qk_check_options *opts, enum problem_id id)
@@ -124,6 +126,8 @@ static void hand_on(struct sink *s, const struct finding *f, bool repaired, va_l
         .users = s->user_count ? s->users : NULL,
         .user_count = s->user_count,
         .user_total = s->user_count ? s->user_total : 0,
+        .allow = choices[f->id],
+        .bitmap = s->bitmap,
     };
     s->opts->on_problem(s->opts->opaque, &problem);
 }

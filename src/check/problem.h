@@ -55,6 +55,7 @@ struct sink {
     uint64_t open[PROBLEM_COUNT]; /* seen and not repaired */
     const char *snapshot;         /* id of the one that is looked at; NULL: none, or not known */
     const char *snapshot_name;
+    const char *bitmap;
     uint64_t guest_off;                              /* for findings that know none themselves */
     uint64_t disk_bytes, cluster_bytes, table_bytes; /* of the guest, behind an L2, an L1 entry */
     struct qk_cluster_user users[QK_USERS_LISTED];

@@ -56,26 +56,53 @@ static const char *entry_read(struct check *c, uint64_t off, struct snapshot_ent
     return NULL;
 }
 
+/* What a snapshot is called in the file, cut off where it is long. */
+struct entry_names {
+    char id[NAME_SHOWN + 1], name[NAME_SHOWN + 1];
+};
+
+static struct entry_names entry_names(struct check *c, const struct snapshot_entry *e)
+{
+    struct entry_names n = {0};
+    uint64_t at = e->off + ENTRY_HEAD_BYTES + e->extra_bytes;
+    io_read(c->file, at, n.id, min_u64(e->id_bytes, NAME_SHOWN), NULL);
+    io_read(c->file, at + e->id_bytes, n.name, min_u64(e->name_bytes, NAME_SHOWN), NULL);
+    return n;
+}
+
+/* The entry will not be in a new table. */
+static void entry_lost(struct check *c, const struct entry_names *n)
+{
+    char text[64];
+    snprintf(text, sizeof(text), "%.20s (%.40s)", n->id, n->name);
+    lost_note(&c->lost_snapshots, text);
+}
+
 static void entry_damaged(struct check *c, const struct snapshot_entry *e, enum problem_id id)
 {
-    char label[NAME_SHOWN + 1] = "", name[NAME_SHOWN + 1] = "";
-    uint64_t at = e->off + ENTRY_HEAD_BYTES + e->extra_bytes;
-    io_read(c->file, at, label, min_u64(e->id_bytes, NAME_SHOWN), NULL);
-    io_read(c->file, at + e->id_bytes, name, min_u64(e->name_bytes, NAME_SHOWN), NULL);
+    const struct entry_names n = entry_names(c, e);
     uint64_t value = id == PROBLEM_SNAPSHOT_L1_LARGE ? e->l1_entries : e->l1_off;
     const struct finding f = {id, e->off, QK_OFFSET_NONE, 0, value};
-    c->sink.snapshot = label;
-    c->sink.snapshot_name = name;
-    sink_found(&c->sink, &f, label, name, value);
+    c->sink.snapshot = n.id;
+    c->sink.snapshot_name = n.name;
+    if (id == PROBLEM_SNAPSHOT_L1_OUTSIDE)
+        sink_found(&c->sink, &f, e->l1_off, (uint64_t)e->l1_entries * 8);
+    else
+        sink_found(&c->sink, &f, n.id, n.name, value);
     sink_of_nothing(c);
+    if (problem_fixable(c->opts, id))
+        entry_lost(c, &n);
 }
 
 static int entry_note(struct check *c, const struct snapshot_entry *e, struct qk_error *err)
 {
     uint64_t bytes = (uint64_t)e->l1_entries * 8;
     struct refmap_span span;
-    if (c->data_file && problem_fixable(c->opts, PROBLEM_SNAPSHOT_DATA_FILE))
+    if (c->data_file && problem_fixable(c->opts, PROBLEM_SNAPSHOT_DATA_FILE)) {
+        const struct entry_names n = entry_names(c, e);
+        entry_lost(c, &n);
         return 0;
+    }
     if (!is_aligned(e->l1_off, c->g->cluster_bytes)) {
         entry_damaged(c, e, PROBLEM_SNAPSHOT_L1_UNALIGNED);
         return 0;
@@ -85,10 +112,8 @@ static int entry_note(struct check *c, const struct snapshot_entry *e, struct qk
         return 0;
     }
     if (!range_span(c, e->l1_off, bytes, &span)) {
-        const struct finding f = {PROBLEM_SNAPSHOT_L1_OUTSIDE, e->off, QK_OFFSET_NONE, 0,
-                                  e->l1_off};
-        sink_found(&c->sink, &f, e->l1_off, bytes);
-        if (problem_fixable(c->opts, f.id))
+        entry_damaged(c, e, PROBLEM_SNAPSHOT_L1_OUTSIDE);
+        if (problem_fixable(c->opts, PROBLEM_SNAPSHOT_L1_OUTSIDE))
             return 0;
     }
     if (u64_vec_append(&c->snapshot_l1, e->l1_off) < 0 ||
@@ -247,10 +272,12 @@ void snapshots_forget(struct check *c)
 
 int snapshots_link(struct check *c, struct qk_error *err)
 {
-    static const struct step what = {"name the new table", "header", .count = 2};
+    struct step what = {"name the new table", "header", .count = 2};
     uint8_t fields[12];
     if (!(c->actions & ACT_WRITE_SNAPSHOTS))
         return 0;
+    what.lost =
+        lost_text(&c->lost_snapshots, "snapshot", c->h->snapshot_count - c->snapshot_kept.len / 2);
     store_be32(fields, (uint32_t)(c->snapshot_kept.len / 2));
     store_be64(fields + 4, c->snapshot_new.first << c->g->cluster_bits);
     const struct plan_bytes w = {HEADER_SNAPSHOTS_OFF, fields, sizeof(fields)};

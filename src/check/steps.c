@@ -9,6 +9,7 @@
 #include "io/stage.h"
 #include "io/undo.h"
 
+#include <stdio.h>
 #include <unistd.h>
 
 static uint64_t number_of(const uint8_t *bytes, size_t len)
@@ -96,6 +97,7 @@ void plan_tell(const struct check *c)
             .lost_off = s->lost_off,
             .lost_bytes = s->lost_bytes,
             .epoch = s->epoch,
+            .lost = s->lost,
         };
         c->opts->on_step(c->opts->opaque, &step);
     }
@@ -172,6 +174,16 @@ static int carry_out_plainly(struct check *c, struct qk_io *file, struct qk_erro
     return ret;
 }
 
+/* The image is as it was: what failed is the place for what would be overwritten. */
+static int about_undo_file(int ret, struct qk_error *err)
+{
+    if (err) {
+        snprintf(err->structure, sizeof(err->structure), "undo file");
+        err->offset = QK_OFFSET_NONE;
+    }
+    return ret;
+}
+
 int plan_carry_out(struct check *c, struct qk_error *err)
 {
     struct qk_io *file = image_file(c->img), *log = NULL;
@@ -181,10 +193,10 @@ int plan_carry_out(struct check *c, struct qk_error *err)
         return carry_out_plainly(c, file, err);
     int ret = undo_file_create(c->opts->undo_file, &log, err);
     if (ret < 0)
-        return ret;
+        return about_undo_file(ret, err);
     ret = carry_out_saving(c, file, log, err);
     io_close(log, NULL);
     if (!c->result->undo_saved)
         unlink(c->opts->undo_file);
-    return ret;
+    return ret < 0 && !c->result->undo_saved && !c->out_of_room ? about_undo_file(ret, err) : ret;
 }

@@ -245,9 +245,11 @@ static int make_ready(struct undo *u, struct qk_error *err)
     return ret;
 }
 
-static int cannot_save(int ret, struct qk_error *err)
+static int cannot_save(const struct undo *u, int ret, struct qk_error *err)
 {
-    return ret < 0 && err ? qk_error_prefix(err, "Could not save what would be overwritten") : ret;
+    return ret < 0 && err ? qk_error_prefix(err, "Could not save what would be overwritten in '%s'",
+                                            u->log->name)
+                          : ret;
 }
 
 static int announce_resize(struct undo *u, uint64_t size, struct qk_error *err)
@@ -267,14 +269,14 @@ int undo_announce(struct qk_io *io, uint64_t off, const void *bytes, size_t len,
     struct undo *u = undo_of(io);
     LOCK_SCOPE(&u->lock);
     int ret = bytes ? announce(u, off, bytes, len, err) : announce_resize(u, off, err);
-    return cannot_save(ret, err);
+    return cannot_save(u, ret, err);
 }
 
 int undo_ready(struct qk_io *io, struct qk_error *err)
 {
     struct undo *u = undo_of(io);
     LOCK_SCOPE(&u->lock);
-    return cannot_save(make_ready(u, err), err);
+    return cannot_save(u, make_ready(u, err), err);
 }
 
 /* ---- the store ---- */
@@ -301,7 +303,7 @@ static int undo_pwritev(struct qk_io *io, uint64_t off, const struct iovec *iov,
     if (ret == 0)
         ret = make_ready(u, err);
     if (ret < 0)
-        return cannot_save(ret, err);
+        return cannot_save(u, ret, err);
     return io_writev(u->inner, off, iov, iovcnt, flags, err);
 }
 
@@ -314,7 +316,7 @@ static int undo_zero(struct qk_io *io, uint64_t off, uint64_t len, unsigned flag
     if (ret == 0)
         ret = make_ready(u, err);
     if (ret < 0)
-        return cannot_save(ret, err);
+        return cannot_save(u, ret, err);
     return io_zero(u->inner, off, len, flags, err);
 }
 
@@ -327,7 +329,7 @@ static int undo_resize(struct qk_io *io, uint64_t size, enum qk_prealloc preallo
     if (ret == 0)
         ret = make_ready(u, err);
     if (ret < 0)
-        return cannot_save(ret, err);
+        return cannot_save(u, ret, err);
     return io_resize(u->inner, size, prealloc, err);
 }
 

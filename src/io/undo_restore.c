@@ -170,7 +170,8 @@ static int changed_since(const struct restore *r, uint64_t off, struct qk_error 
 {
     return qk_fail_at(err, -EUCLEAN, WHERE(r->store->name, NULL, off),
                       "the undo file is about another image, or the image was changed since "
-                      "(at offset %" PRIu64 "); nothing was changed",
+                      "(at offset %" PRIu64 "); nothing was changed now. Repairs are taken back in "
+                      "turn, the latest first",
                       off);
 }
 

@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#define LINE_WIDTH 40 /* of the longest line, and more */
+
 static volatile sig_atomic_t asked;
 
 static void on_signal(int number)
@@ -116,6 +118,21 @@ int progress_report(void *opaque, uint64_t done, uint64_t total)
         fprintf(stderr, "    (%3.2f/100%%)%s\n", percent, left);
     }
     return 0;
+}
+
+void progress_clear(const struct progress *progress)
+{
+    if (!progress || !progress->begun || !progress->shown || !progress->terminal)
+        return;
+    printf("%*s\r", LINE_WIDTH, "");
+    fflush(stdout);
+}
+
+void progress_again(struct progress *progress)
+{
+    progress->begun = true;
+    progress->last = 0;
+    clock_gettime(CLOCK_MONOTONIC, &progress->start);
 }
 
 void progress_end(struct progress *progress, bool finished)

@@ -43,6 +43,12 @@ void progress_part(struct progress *progress, unsigned part, unsigned parts);
 /* For loops of the tools themselves. Returns 0 to go on. */
 int progress_report(void *progress, uint64_t done, uint64_t total);
 
+/* Takes the line off a terminal, so that something else can be printed. NULL: nothing to do. */
+void progress_clear(const struct progress *progress);
+
+/* More work after progress_end: from the beginning on. */
+void progress_again(struct progress *progress);
+
 /* Ends the line; `finished`: show 100 % first. Harmless when nothing was begun. */
 void progress_end(struct progress *progress, bool finished);
 

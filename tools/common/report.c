@@ -26,10 +26,13 @@ const char *program_name(void)
 
 void put_text(FILE *out, const char *text)
 {
-    bool terminal = isatty(fileno(out));
+    if (!isatty(fileno(out))) {
+        fputs(text, out);
+        return;
+    }
     for (; *text; text++) {
         unsigned char c = (unsigned char)*text;
-        fputc(terminal && c != '\n' && (c < 0x20 || c == 0x7f) ? '?' : c, out);
+        fputc(c != '\n' && (c < 0x20 || c == 0x7f) ? '?' : c, out);
     }
 }
 

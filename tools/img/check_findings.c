@@ -8,20 +8,35 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
-static const char *repair_text(enum qk_repair repair)
+/* What a repair does about it, and what it is called. */
+static void write_repair(FILE *out, const struct qk_problem *p)
 {
-    switch (repair) {
+    TEXT_CLEANUP char *names = check_allow_names(p->allow);
+    fputs("    Repair: ", out);
+    switch (p->repair) {
     case QK_REPAIR_SAFE:
-        return "-r repairs it without loss";
+        fprintf(out, "`-r %s` repairs it without loss",
+                p->severity == QK_SEVERITY_LEAK ? "leaks` or `-r all" : "all");
+        if (p->allow && p->user_count > 1)
+            fprintf(out, "; with `--allow %s` guest clusters that share it get one each", names);
+        break;
     case QK_REPAIR_LOSSY:
-        return "a repair gives up what is damaged; -r leaves it alone without --allow";
+        fprintf(out, "only `-r all --allow %s`, which gives up what is damaged", names);
+        break;
     case QK_REPAIR_ASK:
-        return "a repair needs a decision; -r leaves it alone";
+        if (p->allow)
+            fprintf(out, "only `-r all --allow %s`: it is a choice, which `-r` alone never makes",
+                    names);
+        else
+            fputs("it needs a decision that `-r` cannot make", out);
+        break;
     case QK_REPAIR_NONE:
+        fputs("it cannot be repaired in the image", out);
         break;
     }
-    return "it cannot be repaired in the image";
+    fputs(".\n", out);
 }
 
 static void write_user(FILE *out, const struct qk_cluster_user *u)
@@ -43,11 +58,13 @@ static void write_place(FILE *out, const struct qk_problem *p)
         fprintf(out, ", guest offset 0x%" PRIx64, p->guest_off);
     if (p->snapshot)
         fprintf(out, ", snapshot %s (%s)", p->snapshot, p->snapshot_name ? p->snapshot_name : "");
+    if (p->bitmap)
+        fprintf(out, ", bitmap %s", p->bitmap);
     fputc('\n', out);
     for (unsigned i = 0; i < p->user_count; i++)
         write_user(out, &p->users[i]);
     if (p->user_total > p->user_count && p->user_count)
-        fprintf(out, "      and more: %" PRIu64 " references in all\n", p->user_total);
+        fprintf(out, "      %" PRIu64 " references in all\n", p->user_total);
     bool lossy = p->repair == QK_REPAIR_LOSSY || p->repair == QK_REPAIR_NONE;
     if (lossy && p->guest_bytes)
         fprintf(out, "      at stake: guest bytes 0x%" PRIx64 " to 0x%" PRIx64 "\n", p->guest_off,
@@ -63,7 +80,8 @@ static void write_problem(struct check_findings *f, FILE *out, const struct qk_p
     if (p->number >= MAX_EXPLAINED || f->explained[p->number])
         return;
     f->explained[p->number] = true;
-    fprintf(out, "    %s\n    Repair: %s.\n", p->explanation, repair_text(p->repair));
+    fprintf(out, "    %s\n", p->explanation);
+    write_repair(out, p);
 }
 
 static void keep(struct check_findings *f, char *text, const struct qk_problem *p)
@@ -76,18 +94,38 @@ static void keep(struct check_findings *f, char *text, const struct qk_problem *
         (struct check_finding){text, f->json ? check_json_held(f->json, p) : NULL, p->severity};
 }
 
+void findings_recount(struct check_findings *f)
+{
+    f->safe_leaks = f->safe_errors = f->unreadable = f->lost_bytes = 0;
+    f->needed = f->steps = f->last_epoch = 0;
+    f->lost_things = false;
+    memset(f->needing, 0, sizeof(f->needing));
+}
+
+static void count(struct check_findings *f, const struct qk_problem *p, uint64_t n)
+{
+    if (p->repaired || p->severity == QK_SEVERITY_NONE)
+        return;
+    if (p->repair == QK_REPAIR_SAFE && p->severity == QK_SEVERITY_LEAK)
+        f->safe_leaks += n;
+    else if (p->repair == QK_REPAIR_SAFE)
+        f->safe_errors += n;
+    else if (p->repair == QK_REPAIR_NONE)
+        f->unreadable += p->severity == QK_SEVERITY_ERROR ? n : 0;
+    else
+        f->needed |= p->allow;
+    for (size_t i = 0; i < CHECK_CHOICES && p->repair != QK_REPAIR_SAFE; i++)
+        f->needing[i] += p->allow & check_choices[i].bit ? n : 0;
+}
+
 void findings_on_problem(void *findings, const struct qk_problem *problem)
 {
     struct check_findings *f = findings;
-    f->lossy |= !problem->repaired && problem->repair == QK_REPAIR_LOSSY;
+    count(f, problem, 1);
     if (f->json && !f->hold)
         check_json_problem(f->json, problem);
-    if (problem->severity == QK_SEVERITY_NONE && !f->explain)
+    if (f->mute || (problem->severity == QK_SEVERITY_NONE && !f->explain))
         return;
-    if (!f->hold) {
-        write_problem(f, stderr, problem);
-        return;
-    }
     char *text = NULL;
     size_t size;
     FILE *out = open_memstream(&text, &size);
@@ -95,8 +133,13 @@ void findings_on_problem(void *findings, const struct qk_problem *problem)
         return;
     write_problem(f, out, problem);
     fclose(out);
-    if (text)
+    if (text && f->hold) {
         keep(f, text, problem);
+        return;
+    }
+    progress_clear(f->progress);
+    put_text(stderr, text ? text : problem->text);
+    free(text);
 }
 
 static void print_step(struct check_findings *f, const struct qk_plan_step *s)
@@ -108,12 +151,19 @@ static void print_step(struct check_findings *f, const struct qk_plan_step *s)
     printf("  %u. %s in the %s: %" PRIu64 " value%s, %" PRIu64 " bytes at offset 0x%" PRIx64,
            f->steps + 1, s->action, s->structure, s->count, s->count == 1 ? "" : "s", s->bytes,
            s->file_off);
-    if (s->has_values)
+    if (s->has_values && s->count == 1)
         printf(", from 0x%" PRIx64 " to 0x%" PRIx64, s->from, s->to);
     putchar('\n');
-    if (s->lost_bytes)
+    if (s->lost_bytes && s->lost_off != QK_OFFSET_NONE)
         printf("     given up: %" PRIu64 " bytes of the guest from offset 0x%" PRIx64 " on\n",
                s->lost_bytes, s->lost_off);
+    else if (s->lost_bytes)
+        printf("     given up: up to %" PRIu64 " bytes of a snapshot\n", s->lost_bytes);
+    if (s->lost) {
+        printf("     given up: ");
+        put_text(stdout, s->lost);
+        putchar('\n');
+    }
 }
 
 void findings_on_step(void *findings, const struct qk_plan_step *step)
@@ -124,15 +174,18 @@ void findings_on_step(void *findings, const struct qk_plan_step *step)
     else if (f->plan)
         print_step(f, step);
     f->last_epoch = step->epoch;
-    f->lost_bytes += step->lost_bytes;
+    f->lost_bytes += step->lost_off != QK_OFFSET_NONE ? step->lost_bytes : 0;
+    f->lost_things |= step->lost || step->lost_bytes;
     f->steps++;
 }
 
 void findings_on_message(void *findings, const char *line)
 {
     struct check_findings *f = findings;
-    if (!f->hold)
-        fprintf(stderr, "%s\n", line);
+    if (f->hold || f->mute)
+        return;
+    progress_clear(f->progress);
+    fprintf(stderr, "%s\n", line);
 }
 
 static int compare_texts(const void *a, const void *b)
@@ -167,7 +220,7 @@ void findings_keep_common(struct check_findings *now, struct check_findings *bef
 void findings_print(const struct check_findings *findings)
 {
     for (size_t i = 0; i < findings->count; i++) {
-        fputs(findings->item[i].text, stderr);
+        put_text(stderr, findings->item[i].text);
         if (findings->item[i].json)
             check_json_released(findings->json, findings->item[i].json);
     }

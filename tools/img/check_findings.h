@@ -6,6 +6,8 @@
 #ifndef TOOLS_IMG_CHECK_FINDINGS_H
 #define TOOLS_IMG_CHECK_FINDINGS_H
 
+#include "common/progress.h"
+#include "img/check_allow.h"
 #include "img/check_json.h"
 #include "qcowkit.h"
 
@@ -23,7 +25,13 @@ struct check_findings {
     struct check_json *json; /* NULL: text */
     uint64_t lost_bytes;     /* of the guest, by the plan */
     unsigned last_epoch, steps;
-    bool lossy; /* something was found that can only be given up */
+    bool lost_things;          /* the plan gives up what has no guest range */
+    bool mute;                 /* count, and print the plan only */
+    struct progress *progress; /* its line makes room for what is printed; or NULL */
+    /* What was found and not repaired: without a choice, with which choices, or in no way. */
+    uint64_t safe_leaks, safe_errors, unreadable;
+    unsigned needed; /* of enum qk_allow */
+    uint64_t needing[CHECK_CHOICES];
     bool explained[MAX_EXPLAINED];
     struct check_finding *item;
     size_t count, room;
@@ -33,6 +41,9 @@ struct check_findings {
 void findings_on_problem(void *findings, const struct qk_problem *problem);
 void findings_on_step(void *findings, const struct qk_plan_step *step);
 void findings_on_message(void *findings, const char *line);
+
+/* Forgets what was counted, for a new look. */
+void findings_recount(struct check_findings *findings);
 
 /* Keeps of `now` what `before` has too, and sets the counts of `result` accordingly. */
 void findings_keep_common(struct check_findings *now, struct check_findings *before,

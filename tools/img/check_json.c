@@ -2,6 +2,7 @@
  * check_json.c - findings and plan as JSON (check_json.h).
  */
 #include "img/check_json.h"
+#include "img/check_allow.h"
 
 void check_json_begin(struct check_json *j, bool details)
 {
@@ -55,6 +56,16 @@ static void write_users(struct json *json, const struct qk_problem *p)
     json_close(json, ']');
 }
 
+static void write_choices(struct json *json, unsigned allow)
+{
+    json_open(json, "allow", '[');
+    for (size_t i = 0; i < CHECK_CHOICES; i++) {
+        if (allow & check_choices[i].bit)
+            json_text(json, NULL, check_choices[i].name);
+    }
+    json_close(json, ']');
+}
+
 static void write_problem(struct json *json, const struct qk_problem *p)
 {
     json_open(json, NULL, '{');
@@ -73,8 +84,12 @@ static void write_problem(struct json *json, const struct qk_problem *p)
         json_text(json, "snapshot-name", p->snapshot_name);
     if (p->guest_bytes)
         json_uint(json, "guest-length", p->guest_bytes);
+    if (p->bitmap)
+        json_text(json, "bitmap", p->bitmap);
     if (p->user_count)
         write_users(json, p);
+    if (p->allow)
+        write_choices(json, p->allow);
     json_uint(json, "expected", p->expected);
     json_uint(json, "found", p->found);
     json_close(json, '}');
@@ -123,9 +138,11 @@ void check_json_step(struct check_json *j, const struct qk_plan_step *s)
         json_uint(&j->json, "to", s->to);
     }
     if (s->lost_bytes) {
-        json_uint(&j->json, "lost-guest-offset", s->lost_off);
+        maybe_uint(&j->json, "lost-guest-offset", s->lost_off);
         json_uint(&j->json, "lost-guest-length", s->lost_bytes);
     }
+    if (s->lost)
+        json_text(&j->json, "lost", s->lost);
     json_uint(&j->json, "epoch", s->epoch);
     json_close(&j->json, '}');
 }

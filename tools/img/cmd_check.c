@@ -8,6 +8,7 @@
 #include "common/progress.h"
 #include "common/report.h"
 #include "common/rows.h"
+#include "img/check_advice.h"
 #include "img/check_findings.h"
 #include "img/commands.h"
 
@@ -154,7 +155,7 @@ struct check_run {
     bool quiet, json, plan, no_undo;
     const char *undo_given; /* --undo */
     char *undo;             /* the undo file of a repair; NULL: none */
-    bool undo_saved;
+    bool undo_saved, own;   /* own: called as qcowkit */
     struct check_findings findings;
     struct check_json out;
     struct progress progress;
@@ -191,6 +192,7 @@ static int check_again(struct check_run *run, struct qk_error *err)
             "Double checking the fixed image now...\n",
             first.leaks_fixed, first.corruptions_fixed);
     fflush(stdout);
+    findings_recount(&run->findings);
     progress_part(&run->progress, 1, 2);
     struct check_json *json = run->findings.json;
     run->findings.json = NULL; /* the findings that count are there */
@@ -260,16 +262,21 @@ static int given_undo(struct check_run *run)
 }
 
 /* An image that is no plain file has no place of its own for undo files. */
-static int choose_undo(struct check_run *run)
+static bool place_beside(const struct check_run *run)
 {
     struct stat st;
+    return !run->request.image_opts && stat(run->name, &st) == 0 && S_ISREG(st.st_mode);
+}
+
+static int choose_undo(struct check_run *run)
+{
     if (!run->fix || run->plan || run->no_undo)
         return 0;
     if (run->undo_given)
         return given_undo(run);
-    if (strcmp(program_name(), "qcowkit") != 0)
+    if (!run->own)
         return 0;
-    if (run->request.image_opts || stat(run->name, &st) < 0 || !S_ISREG(st.st_mode)) {
+    if (!place_beside(run)) {
         report_error("There is no place for an undo file beside '%s'; give --undo FILE, or "
                      "--no-undo to repair without",
                      run->name);
@@ -281,39 +288,110 @@ static int choose_undo(struct check_run *run)
     return ret;
 }
 
+static void say_undo(const struct check_run *run)
+{
+    TEXT_CLEANUP char *name = shell_word(run->name);
+    TEXT_CLEANUP char *undo = shell_word(run->undo);
+    progress_clear(&run->progress);
+    say(run->quiet, "What is overwritten was saved: `%s undo %s %s` takes the repair back.\n",
+        program_name(), name, undo);
+}
+
 static int repair_once(struct check_run *run, struct qk_error *err)
 {
     progress_part(&run->progress, 0, 2);
     int ret = check_once(run, run->fix, err);
     run->undo_saved |= run->result.undo_saved;
     if (run->result.undo_saved && !run->json)
-        say(run->quiet, "What is overwritten was saved: `%s undo %s %s` takes the repair back.\n",
-            program_name(), run->name, run->undo);
+        say_undo(run);
     return ret < 0 ? ret : check_again(run, err);
 }
 
-/* On a terminal what needs a choice is asked for, once, after the rest was repaired. */
-static bool wants_choices(const struct check_run *run)
+/* ---- questions ---- */
+
+static bool answered_yes(void)
 {
-    if (!(run->fix & QK_FIX_ERRORS) || run->plan || run->allow || run->json || run->quiet ||
-        !run->findings.lossy || !run->result.corruptions || !isatty(STDIN_FILENO) ||
-        !isatty(STDOUT_FILENO))
-        return false;
-    printf("\nWhat is left can only be repaired by giving up what is damaged; "
-           "`check --plan --allow lossy` tells what that is.\nGive it up? [y/N] ");
-    fflush(stdout);
     char answer[16];
-    return fgets(answer, sizeof(answer), stdin) && (answer[0] == 'y' || answer[0] == 'Y');
+    fflush(stdout);
+    if (!fgets(answer, sizeof(answer), stdin)) {
+        putchar('\n');
+        return false;
+    }
+    return answer[0] == 'y' || answer[0] == 'Y';
+}
+
+/* Which of the choices that are left to make. */
+static unsigned ask_choices(const struct check_findings *f, unsigned needed)
+{
+    unsigned chosen = 0;
+    bool many = needed & (needed - 1);
+    for (size_t i = 0; i < CHECK_CHOICES; i++) {
+        const struct check_choice *choice = &check_choices[i];
+        if (!(needed & choice->bit))
+            continue;
+        printf("\n%" PRIu64 " finding%s left to a choice (--allow %s): %s%s", f->needing[i],
+               f->needing[i] == 1 ? " is" : "s are", choice->name, choice->does,
+               many ? "? [y/N] " : ".\n");
+        if (!many || answered_yes())
+            chosen |= choice->bit;
+    }
+    return chosen;
+}
+
+/* Shows what a repair with these choices would do, and asks for leave. */
+static int ask_leave(struct check_run *run, unsigned chosen, bool *leave, struct qk_error *err)
+{
+    const struct qk_check_result before = run->result;
+    const unsigned allowed = run->allow;
+    findings_recount(&run->findings);
+    run->findings.mute = run->findings.plan = run->plan = true;
+    run->allow |= chosen;
+    int ret = check_once(run, run->fix, err);
+    run->findings.mute = run->findings.plan = run->plan = false;
+    *leave = false;
+    if (ret == 0 && !run->result.steps)
+        printf("There is nothing that a repair would do.\n");
+    if (ret == 0 && run->result.steps) {
+        printf("Do this? [y/N] ");
+        *leave = answered_yes();
+    }
+    run->result = before;
+    if (!*leave)
+        run->allow = allowed;
+    return ret;
+}
+
+/* On a terminal what needs a choice is asked for, once, after the rest was repaired. */
+static int wants_choices(struct check_run *run, bool *leave, struct qk_error *err)
+{
+    const struct qk_check_result *r = &run->result;
+    unsigned needed = run->findings.needed & ~run->allow;
+    *leave = false;
+    if (!(run->fix & QK_FIX_ERRORS) || run->json || run->quiet || !needed ||
+        !(r->corruptions | r->check_errors) || !isatty(STDIN_FILENO) || !isatty(STDOUT_FILENO))
+        return 0;
+    progress_end(&run->progress, true);
+    const struct check_findings found = run->findings;
+    unsigned chosen = ask_choices(&found, needed);
+    int ret = chosen ? ask_leave(run, chosen, leave, err) : 0;
+    if (!*leave)
+        run->findings = found;
+    else
+        progress_again(&run->progress);
+    return ret;
 }
 
 static int repair_all(struct check_run *run, struct qk_error *err)
 {
     if (choose_undo(run) < 0)
         return -ECANCELED;
+    bool leave;
     int ret = repair_once(run, err);
-    if (ret < 0 || !wants_choices(run))
+    if (ret == 0)
+        ret = wants_choices(run, &leave, err);
+    if (ret < 0 || !leave)
         return ret;
-    run->allow = ~0u;
+    findings_recount(&run->findings);
     text_free(&run->undo);
     run->undo = NULL;
     if (choose_undo(run) < 0)
@@ -328,14 +406,37 @@ static int check_all(struct check_run *run, struct qk_error *err)
     return run->fix && !run->plan ? repair_all(run, err) : check_once(run, run->fix, err);
 }
 
-static int exit_status(const struct qk_check_result *r)
+static int exit_status(const struct qk_check_result *r, bool own)
 {
     if (r->check_errors) {
         fflush(stdout);
-        report_error("Check failed");
+        if (own)
+            report_error("Check failed: %" PRIu64 " structures could not be read, so there may be "
+                         "more damage",
+                         r->check_errors);
+        else
+            report_error("Check failed");
         return STATUS_FAILED;
     }
     return r->corruptions ? STATUS_CORRUPT : r->leaks ? STATUS_LEAKS : STATUS_OK;
+}
+
+/* Of an image that others write to, findings come and go. */
+static void print_advice(const struct check_run *run)
+{
+    const struct check_advice advice = {
+        .name = run->name,
+        .format = run->request.format,
+        .image_opts = run->request.image_opts,
+        .undo_beside = place_beside(run),
+        .plan = run->plan,
+        .fix = run->fix,
+        .allow = run->allow,
+        .findings = &run->findings,
+        .result = &run->result,
+    };
+    if (!(run->request.flags & QK_OPEN_FORCE_SHARE))
+        check_advice_print(&advice);
 }
 
 static void print_result(struct check_run *run)
@@ -346,11 +447,15 @@ static void print_result(struct check_run *run)
         print_json(&run->out, r, run->disk, run->name);
         if (run->undo_saved)
             json_text(&run->out.json, "undo-file", run->undo);
+        if (run->out.details)
+            json_bool(&run->out.json, "leaks-kept", r->leaks && r->leaks_kept);
         check_json_end(&run->out);
     } else if (!run->json) {
         if (run->plan && !r->steps)
             say(run->quiet, "There is nothing that a repair would do.\n");
         print_text(r, run->quiet);
+        if (run->own && !run->quiet)
+            print_advice(run);
     }
 }
 
@@ -366,37 +471,14 @@ static int run_check(struct check_run *run)
     if (ret < 0) {
         if (run->disk && err.text[0]) /* else the message is there */
             report_failure(&err, "Check failed");
+        if (!strcmp(err.structure, "undo file"))
+            report_error(
+                "The image was not changed. Give --undo FILE a place elsewhere, or --no-undo "
+                "to repair without a way back");
         return STATUS_FAILED;
     }
     print_result(run);
-    return exit_status(&run->result);
-}
-
-/* "copies,entries" -> bits; -1 to go on. */
-static int allow_option(const struct opts *opts, unsigned *allow)
-{
-    static const struct {
-        const char *name;
-        unsigned bits;
-    } words[] = {
-        {"copies", QK_ALLOW_COPIES},       {"entries", QK_ALLOW_ENTRIES},
-        {"snapshots", QK_ALLOW_SNAPSHOTS}, {"bitmaps", QK_ALLOW_BITMAPS},
-        {"header", QK_ALLOW_HEADER},       {"lossy", ~0u},
-    };
-    for (size_t n = 0; opts_nth(opts, OPT_ALLOW, n); n++) {
-        const char *at = opts_nth(opts, OPT_ALLOW, n);
-        for (size_t len; *at; at += len + (at[len] == ',')) {
-            size_t i = 0;
-            len = strcspn(at, ",");
-            while (i < sizeof(words) / sizeof(*words) &&
-                   (strlen(words[i].name) != len || strncmp(words[i].name, at, len) != 0))
-                i++;
-            if (i == sizeof(words) / sizeof(*words))
-                return usage_error("Unknown word in --allow: %.*s", (int)len, at);
-            *allow |= words[i].bits;
-        }
-    }
-    return -1;
+    return exit_status(&run->result, run->own);
 }
 
 /* -1 to go on. */
@@ -426,7 +508,7 @@ static int read_options(struct check_run *run, const struct opts *opts)
     run->findings.plan = run->plan && !run->quiet;
     int status = repair_option(opts, &run->fix);
     if (status < 0)
-        status = allow_option(opts, &run->allow);
+        status = check_allow_option(opts, OPT_ALLOW, &run->allow);
     if (status >= 0)
         return status;
     if (run->plan && !run->fix)
@@ -449,7 +531,7 @@ int cmd_check(int argc, char **argv)
     int status = opts_parse(&desc_check, argc, argv, &opts);
     if (status >= 0)
         return status;
-    struct check_run run = {0};
+    struct check_run run = {.own = !strcmp(program_name(), "qcowkit")};
     status = read_options(&run, &opts);
     if (status >= 0)
         return status;
@@ -460,12 +542,12 @@ int cmd_check(int argc, char **argv)
     if (open_image(run.name, &run.request, &run.disk) < 0)
         return STATUS_FAILED;
     if (run.json && !run.quiet) {
-        bool own = !strcmp(program_name(), "qcowkit");
-        check_json_begin(&run.out, own || run.plan || run.findings.explain);
+        check_json_begin(&run.out, run.own || run.plan || run.findings.explain);
         run.findings.json = &run.out;
     }
     progress_begin(&run.progress, &opts, 1.0);
-    run.progress.estimate = !strcmp(program_name(), "qcowkit");
+    run.progress.estimate = run.own;
+    run.findings.progress = &run.progress;
     status = run_check(&run);
     findings_free(&run.findings);
     text_free(&run.undo);

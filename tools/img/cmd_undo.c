@@ -50,7 +50,8 @@ int cmd_undo(int argc, char **argv)
         say(opts_given(&opts, 'q'), "The repair had changed nothing; there is nothing to undo.\n");
     else
         say(opts_given(&opts, 'q'),
-            "%" PRIu64 " bytes were put back; the file has %" PRIu64 " bytes again.\n",
+            "The image is as it was before the repair: %" PRIu64 " bytes were put back, and the "
+            "file has %" PRIu64 " bytes again.\n",
             result.bytes, result.length);
     return 0;
 }

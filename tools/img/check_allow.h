@@ -1,0 +1,25 @@
+/*
+ * check_allow.h - the choices that `--allow` takes: their names, what each lets a repair do, and
+ * lists of them as text. One table, for the option, its hints and the questions on a terminal.
+ */
+#ifndef TOOLS_IMG_CHECK_ALLOW_H
+#define TOOLS_IMG_CHECK_ALLOW_H
+
+#include "common/options.h"
+#include "qcowkit.h"
+
+struct check_choice {
+    const char *name;
+    unsigned bit;     /* of enum qk_allow */
+    const char *does; /* "clear ...", for a question and for a hint */
+};
+#define CHECK_CHOICES 5
+extern const struct check_choice check_choices[CHECK_CHOICES];
+
+/* The values of option `id` -> bits. Returns -1 to go on, or the exit status of a wrong one. */
+int check_allow_option(const struct opts *opts, int id, unsigned *allow);
+
+/* "entries,header"; to be freed. */
+char *check_allow_names(unsigned bits);
+
+#endif
