@@ -92,7 +92,7 @@ static int edit_l1(struct check *c, struct qk_error *err)
 {
     uint64_t active[] = {c->h->l1_off, (uint64_t)c->l1_entries * 8};
     struct u64_vec ranges = {active, 2, 2};
-    struct sweep sweep = {&ranges, PROBLEM_L1_UNREADABLE, edit_words};
+    struct sweep sweep = {.ranges = &ranges, .unreadable = PROBLEM_L1_UNREADABLE, .fn = edit_words};
     int ret = sweep_ranges(c, &sweep, err);
     sweep.ranges = &c->snapshot_l1;
     return ret < 0 ? ret : sweep_ranges(c, &sweep, err);
@@ -137,20 +137,19 @@ int apply_edits(struct check *c, struct qk_error *err)
 
 /* ---- refcounts ---- */
 
-/* Says what becomes of a refcount that is not what it should be. */
-static void announce(struct check *c, uint64_t b, uint64_t cluster, uint64_t stored)
+/* Says what becomes of refcounts that are not what they should be. */
+static void announce(struct check *c, uint64_t b, const struct refcount_run *run)
 {
-    uint64_t reference = reference_of(c, cluster);
-    enum problem_id id = stored > reference ? PROBLEM_REFCOUNT_HIGH
-                         : stored           ? PROBLEM_REFCOUNT_LOW
-                                            : PROBLEM_REFCOUNT_ZERO;
-    const struct finding f = {id, c->reftable.ptr[b], QK_OFFSET_NONE, reference, stored};
-    if (stored == reference)
+    uint64_t reference = min_u64(run->count, c->g->refcount_max);
+    const struct sink_run clusters = {b * block_clusters(c) + run->first, run->clusters};
+    const struct finding f = {refcount_problem(run->stored, reference), c->reftable.ptr[b],
+                              QK_OFFSET_NONE, reference, run->stored};
+    if (run->stored == reference)
         return;
-    if (plan_target(c, cluster, stored) != stored)
-        sink_repaired(&c->sink, &f, cluster, stored, reference);
+    if (plan_target(c, clusters.cluster, run->stored) != run->stored)
+        sink_repaired_run(&c->sink, &f, clusters);
     else
-        sink_declined(&c->sink, &f, cluster, stored, reference);
+        sink_declined_run(&c->sink, &f, clusters);
 }
 
 /* One block, raised or lowered. What will become of it is announced with the raise, in order. */
@@ -163,11 +162,14 @@ static int apply_block(struct check *c, uint64_t b, uint8_t *old, bool raise, st
     if (ret < 0)
         return ret;
     memcpy(new, old, c->g->cluster_bytes);
-    for (uint64_t i = 0; i < n; i++) {
-        uint64_t stored = c->ops->get(old, i), target = plan_target(c, first + i, stored);
+    struct refcount_run run = {.clusters = 0};
+    while (refcount_run_next(c, b, old, n, &run)) {
+        uint64_t target = plan_target(c, first + run.first, run.stored);
         if (raise)
-            announce(c, b, first + i, stored);
-        if (target != stored && raise == (target > stored))
+            announce(c, b, &run);
+        if (target == run.stored || raise != (target > run.stored))
+            continue;
+        for (uint64_t i = run.first; i < run.first + run.clusters; i++)
             c->ops->set(new, i, target);
     }
     const struct step what = {.action = raise ? "raise refcounts" : "lower refcounts",
@@ -192,11 +194,11 @@ static int apply_blocks(struct check *c, bool raise, struct qk_error *err)
     return plan_barrier(c, err);
 }
 
-void references_drop(struct check *c, struct refmap_span span)
+void references_drop(struct check *c, struct refmap_span span, uint64_t times)
 {
-    refmap_drop(&c->refs, span);
     for (uint64_t i = span.first; i < span.first + span.count; i++) {
         uint64_t b = i >> c->g->refblock_bits;
+        refmap_drop_times(&c->refs, i, times);
         if (b < c->reftable.len)
             c->blocks[b] |= BLOCK_MISMATCH;
     }
@@ -211,9 +213,14 @@ int refcounts_lower(struct check *c, struct qk_error *err)
 int apply_refcounts(struct check *c, struct qk_error *err)
 {
     const uint64_t *seen = c->sink.seen;
-    if (!seen[PROBLEM_REFCOUNT_LOW] && !seen[PROBLEM_REFCOUNT_HIGH] && !seen[PROBLEM_REFCOUNT_ZERO])
+    if (!seen[PROBLEM_REFCOUNT_LOW] && !seen[PROBLEM_REFCOUNT_HIGH] &&
+        !seen[PROBLEM_REFCOUNT_ZERO] && !c->rollback)
         return 0;
     int ret = apply_blocks(c, true, err);
+    if (ret == 0 && c->rollback)
+        ret = rollback_link(c, err);
+    if (ret == 0 && c->rollback)
+        ret = plan_barrier(c, err);
     if (ret == 0 && (c->actions & ACT_LOWER))
         ret = apply_blocks(c, false, err);
     return ret;

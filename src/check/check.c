@@ -9,6 +9,8 @@
 #include "check/internal.h"
 #include "io/stage.h"
 
+#include <sys/stat.h>
+#include <stdio.h>
 #include <unistd.h>
 
 static unsigned thread_count(const struct qk_check_options *opts)
@@ -20,13 +22,14 @@ static unsigned thread_count(const struct qk_check_options *opts)
 /* Before the image was opened, impossible fields were replaced: here they are as they were. */
 static int header_load(struct check *c, struct qk_error *err)
 {
-    uint8_t first[QCOW2_FULL_HEADER_BYTES];
-    int ret = io_size(c->file, &c->file_bytes, err);
-    if (ret == 0)
-        ret = io_read(c->file, 0, first, sizeof(first), err);
-    return ret < 0
-               ? ret
-               : header_decode(first, (size_t)min_u64(c->file_bytes, sizeof(first)), &c->raw, err);
+    const struct header_stored *stored = image_header_stored(c->img);
+    uint8_t magic[4];
+    c->raw = stored->fields;
+    int ret = io_read(c->file, HEADER_MAGIC_OFF, magic, sizeof(magic), err);
+    if (ret < 0)
+        return ret;
+    c->magic = load_be32(magic);
+    return io_size(c->file, &c->file_bytes, err);
 }
 
 static int check_init(struct check *c, struct qk_error *err)
@@ -47,6 +50,7 @@ static int check_init(struct check *c, struct qk_error *err)
     int ret = header_load(c, err);
     if (ret < 0)
         return ret;
+    rollback_begin(c);
     if (c->opts->fix && !c->opts->plan_only && !c->file->writable)
         return qk_fail_at(err, -EROFS, WHERE(c->file->name, NULL, QK_OFFSET_NONE),
                           "cannot repair an image that is opened read-only");
@@ -94,6 +98,8 @@ static int find(struct check *c, struct qk_error *err)
     plan_work(c);
     ret = walk_tables(c, err);
     if (ret == 0)
+        ret = compression_judge(c, err);
+    if (ret == 0)
         ret = roots_report(c, err);
     if (ret == 0)
         ret = refblocks_collect(c, err);
@@ -103,6 +109,8 @@ static int find(struct check *c, struct qk_error *err)
         ret = compare_run(c, err);
     if (ret == 0)
         shared_report(c);
+    if (ret == 0)
+        ret = rollback_survey(c, err);
     shared_vec_free(&c->shared);
     return ret;
 }
@@ -112,7 +120,7 @@ static int repair_refcounts(struct check *c, struct qk_error *err)
 {
     if (c->actions & ACT_REBUILD) {
         int ret = rebuild_run(c, err);
-        if (ret != -ENOSPC)
+        if (ret != -ENOSPC || c->rollback)
             return ret;
         sink_message(&c->sink, "No room for a new refcount structure: repairing the old one");
         c->actions = (c->actions & ~(unsigned)ACT_REBUILD) | ACT_RAISE;
@@ -136,15 +144,25 @@ static int clear_bits(struct check *c, struct qk_error *err)
     return plan_write(c, &what, &w, err);
 }
 
+/* Beside what a plan goes that is too large for memory: the undo file, or the image. */
+static const char *plan_place(const struct check *c)
+{
+    struct stat st;
+    if (c->opts->undo_file)
+        return c->opts->undo_file;
+    return stat(c->file->name, &st) == 0 && S_ISREG(st.st_mode) ? c->file->name : "/var/tmp/.";
+}
+
 /* The whole repair, over the stage. */
 static int repair(struct check *c, struct qk_error *err)
 {
     static int (*const parts[])(struct check *, struct qk_error *) = {
-        bitmaps_before_changes, apply_edits,    snapshots_place, copies_place,
-        repair_refcounts,       snapshots_link, copies_link,     copied_run,
-        plan_barrier,           bitmaps_return, clear_bits,
+        bitmaps_before_changes, apply_edits,      snapshots_place, rollback_place,
+        copies_place,           repair_refcounts, snapshots_link,
+        bitmaps_link,           copies_link,      copied_run,
+        plan_barrier,           clear_bits,
     };
-    int ret = io_stage_open(c->file, &c->stage, err);
+    int ret = io_stage_open(c->file, plan_place(c), &c->stage, err);
     if (ret < 0)
         return ret;
     if (c->opts->plan_only && !c->file->writable)
@@ -183,7 +201,21 @@ struct attempt {
     unsigned round, rounds;
     bool no_growth;
     bool out_of_room; /* found out while writing, and nothing is worse for it */
+    const struct rollback *rollback; /* the disk goes back to this snapshot; NULL: it does not */
+    struct way_back way_back;        /* as the last run saw it */
+    bool sound_without_features;     /* see struct check */
 };
+
+/* While it is not sure what the tables mean, the rest of the run is a look. */
+static void refuse_repair(struct check *c, struct qk_check_options *look)
+{
+    if (!c->opts->fix || !header_refuses(c))
+        return;
+    *look = *c->opts;
+    look->fix = 0;
+    c->opts = c->sink.opts = look;
+    sink_message(&c->sink, "Nothing is repaired: the header leaves open what the tables mean");
+}
 
 static int check_once(struct attempt *a, const struct qk_check_options *opts,
                       struct qk_check_result *result, struct qk_error *err)
@@ -191,21 +223,29 @@ static int check_once(struct attempt *a, const struct qk_check_options *opts,
     struct check c = {.img = a->img, .opts = opts, .result = result};
     c.undo_log = a->log;
     c.no_growth = a->no_growth;
+    c.rollback = a->rollback;
+    c.sound_without_features = a->sound_without_features;
+    struct qk_check_options look;
     c.round = a->round;
     c.rounds = a->rounds;
     *result = (struct qk_check_result)QK_CHECK_RESULT_INIT;
     pthread_mutex_init(&c.lock, NULL);
     int ret = check_init(&c, err);
     if (ret == 0)
+        refuse_repair(&c, &look);
+    if (ret == 0)
         ret = find(&c, err);
+    if (ret == 0)
+        ret = rollback_judge(&c, err);
     if (ret == 0)
         ret = plan_decide(&c, err);
     block_cache_drop(&c);
     if (ret == 0)
-        ret = opts->fix ? repair(&c, err) : copied_run(&c, err);
+        ret = c.opts->fix ? repair(&c, err) : copied_run(&c, err);
     if (ret == 0)
         ret = finish(&c, err);
     a->out_of_room = c.out_of_room;
+    a->way_back = c.way_back;
     check_release(&c);
     return ret;
 }
@@ -252,6 +292,126 @@ static int check_fixing(struct attempt *a, const struct qk_check_options *opts,
     return ret < 0 ? ret : check_once(a, &quiet, result, err);
 }
 
+/* ---- rolling back ---- */
+
+static void ignore(void *opaque, const struct qk_problem *problem)
+{
+    (void)opaque;
+    (void)problem;
+}
+
+/* A look without a word: a->way_back says whether the disk must go back, and where to. */
+static int rollback_look(struct attempt *a, const struct qk_check_options *opts,
+                         struct qk_error *err)
+{
+    struct qk_check_options look = muted(opts);
+    struct qk_check_result seen;
+    look.fix = 0;
+    look.on_problem = ignore; /* who shares a cluster is found only for who asks */
+    a->way_back = (struct way_back){0};
+    return check_once(a, &look, &seen, err);
+}
+
+/* Every refcount of the snapshot's clusters changes: the damage of before is what counts. */
+static void rollback_result(const struct qk_check_options *opts, struct qk_check_result *result,
+                            const struct qk_check_result *after)
+{
+    const struct qk_check_result before = *result;
+    uint64_t were = before.corruptions + before.check_errors,
+             are = after->corruptions + after->check_errors;
+    if (opts->plan_only) {
+        result->steps = after->steps;
+        return;
+    }
+    *result = *after;
+    result->corruptions_fixed = were - min_u64(were, are);
+    result->leaks_fixed = before.leaks - min_u64(before.leaks, after->leaks);
+}
+
+/* The damaged image is told as it is; then a run over what it will be makes it that. */
+static int rollback_to(struct attempt *a, const struct qk_check_options *opts,
+                       const struct rollback *to, struct qk_check_result *after,
+                       struct qk_error *err)
+{
+    const struct qk_check_options quiet = muted(opts);
+    char text[256];
+    a->rollback = to;
+    a->round = 2;
+    int ret = opts->plan_only ? check_once(a, &quiet, after, err)
+                              : check_fixing(a, &quiet, after, err);
+    if (ret < 0) {
+        qk_error_prefix(err, "Cannot go back to snapshot %s", to->text);
+        return ret;
+    }
+    snprintf(text, sizeof(text), "The disk goes back to snapshot %s", to->text);
+    if (opts->on_message && !opts->plan_only)
+        opts->on_message(opts->opaque, text);
+    return 0;
+}
+
+static int roll_back(struct attempt *a, const struct qk_check_options *opts,
+                     struct qk_check_result *result, struct qk_error *err)
+{
+    const struct way_back way = a->way_back;
+    struct qk_check_options look = *opts;
+    struct qk_check_result after;
+    look.fix = 0;
+    a->round = 1;
+    int ret = check_once(a, &look, result, err);
+    if (ret < 0)
+        return ret;
+    for (unsigned i = 0; i < way.count; i++) {
+        ret = rollback_to(a, opts, &way.candidates[i], &after, err);
+        if (ret != -EUCLEAN || i + 1 == way.count)
+            break;
+    }
+    if (ret == 0)
+        rollback_result(opts, result, &after);
+    return ret;
+}
+
+static bool rollback_allowed(const struct qk_check_options *opts)
+{
+    return (opts->allow & QK_ALLOW_ROLLBACK) && (opts->fix & QK_FIX_ERRORS);
+}
+
+static int check_rolling_back(struct attempt *a, const struct qk_check_options *opts,
+                              struct qk_check_result *result, struct qk_error *err)
+{
+    a->rounds = 3;
+    int ret = rollback_look(a, opts, err);
+    const struct way_back *w = &a->way_back;
+    if (ret < 0)
+        return ret;
+    if (w->damaged && w->refused)
+        return qk_fail_at(err, w->unknown ? -ENOENT : -EUCLEAN,
+                          WHERE(image_file(a->img)->name, "snapshot table", QK_OFFSET_NONE),
+                          "Cannot go back to snapshot '%s': %s", opts->rollback, w->refused);
+    if (w->damaged && w->count)
+        return roll_back(a, opts, result, err);
+    if (w->damaged && opts->on_message)
+        opts->on_message(opts->opaque, "There is no sound snapshot to bring the disk back to");
+    a->round = 1;
+    return opts->plan_only ? plan_look(a, opts, result, err) : check_fixing(a, opts, result, err);
+}
+
+/* A feature that has something of its own in the file shows: by what is counted and not named, or
+ * makes no sense. */
+static int features_judge(struct attempt *a, const struct qk_check_options *opts,
+                          struct qk_error *err)
+{
+    uint64_t unknown =
+        image_header_stored(a->img)->fields.incompatible & ~(uint64_t)INCOMPAT_KNOWN;
+    struct qk_check_options look = muted(opts);
+    struct qk_check_result seen;
+    if (!unknown || !problem_fixable(opts, PROBLEM_FEATURE_UNKNOWN))
+        return 0;
+    look.fix = 0;
+    int ret = check_once(a, &look, &seen, err);
+    a->sound_without_features = seen.corruptions == 1 && !seen.leaks && !seen.check_errors;
+    return ret;
+}
+
 int check_image_saving(struct image *img, const struct qk_check_options *opts, struct qk_io *log,
                        struct qk_check_result *result, struct qk_error *err)
 {
@@ -260,6 +420,11 @@ int check_image_saving(struct image *img, const struct qk_check_options *opts, s
     const struct qk_check_options *o = opts ? opts : &look_only;
     if (!o->fix)
         return check_once(&a, o, result, err);
+    int ret = features_judge(&a, o, err);
+    if (ret < 0)
+        return ret;
+    if (rollback_allowed(o))
+        return check_rolling_back(&a, o, result, err);
     a.rounds = 2; /* a look and another, or a look and writing */
     return o->plan_only ? plan_look(&a, o, result, err) : check_fixing(&a, o, result, err);
 }

@@ -22,14 +22,19 @@
 #include "check/check.h"
 #include "check/problem.h"
 #include "check/refmap.h"
+#include "check/rollback.h"
+#include "format/bitmap.h"
 #include "format/refcount.h"
 
 DEFINE_VECTOR(u64_vec, uint64_t)
 
 /* Header fields that a repair writes (section "Header"): the table's offset and clusters together.
  */
+#define HEADER_MAGIC_OFF          0u
+#define HEADER_VERSION_OFF        4u
 #define HEADER_BACKING_OFF        8u
 #define HEADER_BACKING_LEN_OFF    16u
+#define HEADER_CLUSTER_BITS_OFF   20u
 #define HEADER_SIZE_OFF           24u
 #define HEADER_CRYPT_OFF          32u
 #define HEADER_L1_ENTRIES_OFF     36u
@@ -40,6 +45,7 @@ DEFINE_VECTOR(u64_vec, uint64_t)
 #define HEADER_AUTOCLEAR_OFF      88u
 #define HEADER_REFCOUNT_ORDER_OFF 96u
 #define HEADER_LENGTH_OFF         100u
+#define HEADER_COMPRESSION_OFF    104u
 
 enum l2_flag {
     L2_BAD = 1u << 0,     /* has entries to report */
@@ -47,6 +53,7 @@ enum l2_flag {
     L2_SUSPECT = 1u << 2, /* COPIED flags need a look (data file only) */
     L2_REPORTED = 1u << 3,
     L2_COPIED_DONE = 1u << 4,
+    L2_HURT = 1u << 5, /* some of its problems are not repaired without loss or choice */
 };
 
 /* One distinct L2 table, however many L1 entries name it. */
@@ -116,6 +123,10 @@ struct cluster_user {
 };
 DEFINE_VECTOR(user_vec, struct cluster_user)
 
+/* What a repair does with the bitmaps: nothing; names a directory of the good ones beside the old
+ * one; writes it in the old one's place, where no other can be had; has no bitmaps any more. */
+enum bitmaps_way { BITMAPS_STAY = 0, BITMAPS_BESIDE, BITMAPS_IN_PLACE, BITMAPS_GONE };
+
 enum block_state {
     BLOCK_NONE = 0, /* no block: every refcount in its range is zero */
     BLOCK_GOOD,
@@ -138,6 +149,7 @@ struct check {
     struct qk_io *file;     /* the image's file; during a repair the stage over it */
     struct qk_io *stage;    /* of a repair */
     struct qk_io *undo_log; /* NULL: opts->undo_file says where, if at all */
+    uint32_t magic;
     struct header raw;      /* the fields as they are in the file */
     struct header view;     /* as they are read: with what others determine (header_mend) */
     const struct header *h; /* = &view */
@@ -151,10 +163,15 @@ struct check {
     uint64_t file_bytes;
     uint64_t clusters; /* of the file, a partial last one included */
     bool data_file;    /* guest clusters lie in another file */
+    bool compression_known;      /* c->view says how clusters are compressed */
+    bool sound_without_features; /* a look has found nothing wrong but features that are not known */
+    const struct rollback *rollback; /* the disk goes back to this snapshot; NULL: it does not */
+    struct way_back way_back;        /* what a look says about that */
 
     struct refmap refs;
     uint64_t *l1; /* active L1, host-endian */
     uint32_t l1_entries;
+    struct l1_search *search;     /* while it is on */
     uint64_t l1_found;            /* where a table lies that may be the active L1; 0: no such */
     bool l1_bad;                  /* the active L1 has entries to report */
     bool snapshot_l1_bad;         /* a snapshot's L1 has */
@@ -178,13 +195,14 @@ struct check {
     struct shared_vec shared; /* and this is who shares then */
     struct snapshot_text label, user_labels[QK_USERS_LISTED];
     struct bitmap_vec bitmaps;    /* entries of the directory */
-    struct u64_vec bitmap_faults; /* where words of their tables are damaged, when looked at dry */
+    struct u64_vec bitmap_faults; /* where words of their tables are damaged, ascending */
+    struct bitmaps_extension bitmap_dir; /* as the header names it; zero: none that can be */
     uint32_t bitmaps_kept;
     uint64_t bitmaps_bytes; /* of the kept entries */
     bool bitmaps_lost;      /* the directory cannot be followed */
-    bool bitmaps_aside;     /* they are to be used again in the end */
-    bool bitmaps_leaked;    /* good ones were counted, and had to be dropped with the others */
-    bool bitmaps_dry;       /* bitmaps are looked at, and not counted */
+    bool bitmaps_uncounting;
+    enum bitmaps_way bitmaps_way;  /* what becomes of them in this repair */
+    struct refmap_span bitmap_new; /* the new directory */
     bool guest_changes;     /* this repair changes what the guest reads: no bitmap knows of it */
     bool disk_resized;      /* and the size of its disk */
     bool spare; /* free clusters may belong to what was given up: new ones go behind the end */
@@ -238,13 +256,22 @@ int count_root(struct check *c, const struct root *root, struct qk_error *err);
  * once. Words are host-endian. */
 struct sweep {
     struct u64_vec *ranges;
-    enum problem_id unreadable;
+    enum problem_id unreadable; /* PROBLEM_COUNT: that is told already */
+    bool drop;                  /* without fn: references are taken off, not counted */
     int (*fn)(struct check *c, const uint64_t *words, size_t n, const struct root *piece,
               struct qk_error *err);
 };
 int sweep_ranges(struct check *c, const struct sweep *sweep, struct qk_error *err);
 /* Counts a reference to each cluster for each of the ranges that touches it. */
 int cover_ranges(struct check *c, struct u64_vec *ranges, struct qk_error *err);
+/* Takes these references off again. */
+int uncover_ranges(struct check *c, struct u64_vec *ranges, struct qk_error *err);
+
+/* ---- lost.c ---- */
+
+void lost_note(struct lost *lost, const char *name);
+/* "snapshots 1 (a), 2 (b) and 3 more", of `count` in all; NULL: none. Valid as long as *lost. */
+const char *lost_text(struct lost *lost, const char *kind, uint64_t count);
 
 /* ---- lost.c ---- */
 
@@ -255,15 +282,26 @@ const char *lost_text(struct lost *lost, const char *kind, uint64_t count);
 /* ---- header.c ---- */
 
 int header_collect(struct check *c, struct qk_error *err);
+/* Something is wrong that this run may not repair, and that leaves in doubt what all else means. */
+bool header_refuses(struct check *c);
+/* What c->view says of compression now, against the file. */
+void compression_report(struct check *c);
 int header_edit(struct check *c, struct qk_error *err);
 /* What the file says about the table's place cannot be. */
 bool l1_misplaced(const struct check *c);
+
+/* ---- compression.c ---- */
+
+/* Type and feature bit contradict each other: c->view gets what the compressed clusters say, and it
+ * is reported. Relies on the L2 tables being known. */
+int compression_judge(struct check *c, struct qk_error *err);
 
 /* ---- l1_search.c ---- */
 
 /* Looks through the file for the one table that can be the active L1 (check.l1_found), when the
  * header gives it no possible place; and uses it when that is allowed. Relies on the snapshots' L1
  * tables being known. */
+struct l1_search;
 int l1_search(struct check *c, struct qk_error *err);
 
 /* ---- roots.c, snapshots.c, bitmaps.c ---- */
@@ -271,22 +309,25 @@ int l1_search(struct check *c, struct qk_error *err);
 int roots_collect(struct check *c, struct qk_error *err);
 int snapshots_collect(struct check *c, struct qk_error *err);
 int bitmaps_collect(struct check *c, struct qk_error *err);
+/* Drops those that cannot be used: before the refcounts, and after them. */
 int bitmaps_drop(struct check *c, struct qk_error *err);
+int bitmaps_link(struct check *c, struct qk_error *err);
+/* Takes off what the tables of all bitmaps name, and these themselves; or those of the bad ones. */
+int bitmaps_uncount(struct check *c, bool bad_only, struct qk_error *err);
 /* Before what the guest reads changes: bitmaps that track changes (with `disabled_too` all) are
  * marked as in use, stable before what follows; where the directory cannot be written, the bit goes
  * that says that any are right. bitmaps_before_changes: when c->guest_changes asks for it. */
 int check_distrust_bitmaps(struct check *c, bool disabled_too, struct qk_error *err);
 int bitmaps_before_changes(struct check *c, struct qk_error *err);
-/* Sets or clears the autoclear bit, in an epoch of its own. */
-int bitmaps_bit_write(struct check *c, bool on, const struct step *what, struct qk_error *err);
-/* The last of it, when all else is stable. */
-int bitmaps_return(struct check *c, struct qk_error *err);
 /* A table without what cannot be used: before the refcounts, after them, and instead of that. */
 int snapshots_place(struct check *c, struct qk_error *err);
 int snapshots_link(struct check *c, struct qk_error *err);
 void snapshots_forget(struct check *c);
-/* Takes a reference off each cluster of a range whose last user went; lowers nothing yet. */
-void references_drop(struct check *c, struct refmap_span span);
+/* Takes references off each cluster of a range; lowers nothing yet. */
+void references_drop(struct check *c, struct refmap_span span, uint64_t times);
+/* Clusters for something new behind the end of the file, counted: as references, and by a refcount
+ * that is stable or by the new structure that this asks for. */
+int clusters_place(struct check *c, uint64_t bytes, struct refmap_span *span, struct qk_error *err);
 /* What an L1 entry is and what is wrong with it. */
 struct l1_verdict {
     bool usable; /* names a table that can be read */
@@ -367,6 +408,18 @@ void patterns_init(const struct check *c, struct patterns *p);
 /* The count that all clusters of a group share, at most 3 and as the width allows, with its raw
  * word; -1: they differ. */
 int group_value(const struct check *c, uint64_t first, uint64_t *word);
+/* Clusters in a row of block b whose refcounts differ from their counts, all in the same way. */
+struct refcount_run {
+    uint64_t first, clusters; /* in the block */
+    uint64_t stored, count;
+};
+/* The next such run behind *run, of the block's first n clusters; block NULL: all are zero. */
+bool refcount_run_next(const struct check *c, uint64_t b, const uint8_t *block, uint64_t n,
+                       struct refcount_run *run);
+enum problem_id refcount_problem(uint64_t stored, uint64_t reference);
+/* Some cluster has a mark that does not fit its count: with refcounts that equal the counts, COPIED
+ * flags are wrong. */
+bool marks_suspect(const struct check *c);
 /* The reference count as a refcount of this width can express it. */
 uint64_t reference_of(const struct check *c, uint64_t cluster);
 
@@ -379,6 +432,8 @@ int apply_refcounts(struct check *c, struct qk_error *err);
 int apply_edits(struct check *c, struct qk_error *err);
 int rebuild_run(struct check *c, struct qk_error *err);
 int copied_run(struct check *c, struct qk_error *err);
+/* The same against what was counted, before the refcounts are written: flags only go. */
+int copied_expect(struct check *c, struct qk_error *err);
 /* Lowers what is too high in place. */
 int refcounts_lower(struct check *c, struct qk_error *err);
 

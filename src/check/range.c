@@ -88,7 +88,8 @@ static int sweep_piece(struct check *c, const struct sweep *s, struct root piece
         piece.bytes = min_u64(end - piece.off, SWEEP_CHUNK);
         if (io_read(c->file, piece.off, words, piece.bytes, NULL) < 0) {
             const struct finding f = {s->unreadable, piece.off, QK_OFFSET_NONE, 0, 0};
-            sink_found(&c->sink, &f, piece.off);
+            if (f.id != PROBLEM_COUNT)
+                sink_found(&c->sink, &f, piece.off);
             continue;
         }
         size_t n = piece.bytes / sizeof(*words);
@@ -101,10 +102,14 @@ static int sweep_piece(struct check *c, const struct sweep *s, struct root piece
     return 0;
 }
 
-static int count_piece(struct check *c, const struct root *piece, struct qk_error *err)
+static int count_piece(struct check *c, const struct root *piece, bool drop, struct qk_error *err)
 {
     struct refmap_span span = {piece->off >> c->g->cluster_bits,
                                piece->bytes >> c->g->cluster_bits};
+    if (drop) {
+        references_drop(c, span, piece->times);
+        return 0;
+    }
     return refmap_add(&c->refs, span, piece->times, 0) < 0 ? qk_fail_nomem(err) : 0;
 }
 
@@ -122,7 +127,8 @@ static int each_piece(struct check *c, const struct sweep *s, uint64_t align, st
                                    0};
         if (cover <= 0 || !piece.bytes)
             continue;
-        int ret = s->fn ? sweep_piece(c, s, piece, words, err) : count_piece(c, &piece, err);
+        int ret =
+            s->fn ? sweep_piece(c, s, piece, words, err) : count_piece(c, &piece, s->drop, err);
         if (ret < 0)
             return ret;
     }
@@ -138,4 +144,10 @@ int cover_ranges(struct check *c, struct u64_vec *ranges, struct qk_error *err)
 {
     const struct sweep count_only = {.ranges = ranges};
     return each_piece(c, &count_only, c->g->cluster_bytes, err);
+}
+
+int uncover_ranges(struct check *c, struct u64_vec *ranges, struct qk_error *err)
+{
+    const struct sweep drop_only = {.ranges = ranges, .drop = true};
+    return each_piece(c, &drop_only, c->g->cluster_bytes, err);
 }

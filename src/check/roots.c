@@ -93,9 +93,10 @@ static int active_l1_collect(struct check *c, struct qk_error *err)
 {
     const struct root root = {c->h->l1_off, (uint64_t)c->h->l1_entries * 8, 1,
                               PROBLEM_L1_TABLE_OUTSIDE};
-    int ret = c->h->l1_off ? count_root(c, &root, err) : 0;
+    int ret = c->h->l1_off && !c->rollback ? count_root(c, &root, err) : 0;
     if (ret == 0)
         ret = active_l1_load(c, err);
+    rollback_trim_l1(c);
     for (uint32_t i = 0; ret == 0 && i < c->l1_entries; i++) {
         if (!c->l1[i])
             continue;
@@ -151,8 +152,9 @@ static int snapshot_l1_report(struct check *c, const uint64_t *words, size_t n,
 
 static int snapshot_l1_sweep(struct check *c, bool report, struct qk_error *err)
 {
-    const struct sweep sweep = {&c->snapshot_l1, PROBLEM_L1_UNREADABLE,
-                                report ? snapshot_l1_report : snapshot_l1_words};
+    const struct sweep sweep = {.ranges = &c->snapshot_l1,
+                                .unreadable = PROBLEM_L1_UNREADABLE,
+                                .fn = report ? snapshot_l1_report : snapshot_l1_words};
     return sweep_ranges(c, &sweep, err);
 }
 
@@ -190,7 +192,7 @@ int roots_collect(struct check *c, struct qk_error *err)
     };
     for (size_t i = 0; i < ARRAY_SIZE(steps); i++) {
         int ret = steps[i](c, err);
-        if (ret < 0)
+        if (ret < 0 || image_header_stored(c->img)->unreadable)
             return ret;
     }
     tables_compact(&c->tables);

@@ -12,6 +12,7 @@
 
 #define ENTRY_HEAD_BYTES     40u
 #define ENTRY_V3_EXTRA_BYTES 16u /* vmstate size and disk size: required in version 3 */
+#define ENTRY_EXTRA_MAX      1024u /* as the oracle has it: it reads no table with more */
 #define ENTRY_VM_STATE_OFF   32u
 #define ENTRY_EXTRA_OFF      36u
 #define NAME_SHOWN           255u
@@ -142,6 +143,11 @@ static int entries_collect(struct check *c, uint64_t *end, struct qk_error *err)
                                       ENTRY_V3_EXTRA_BYTES, e.extra_bytes};
             sink_found(&c->sink, &f, (uint64_t)i);
         }
+        if (e.extra_bytes > ENTRY_EXTRA_MAX) {
+            const struct finding f = {PROBLEM_SNAPSHOT_EXTRA, e.off, QK_OFFSET_NONE,
+                                      ENTRY_EXTRA_MAX, e.extra_bytes};
+            sink_found(&c->sink, &f, (uint64_t)i, (uint64_t)e.extra_bytes);
+        }
         int ret = entry_note(c, &e, err);
         if (ret < 0)
             return ret;
@@ -174,24 +180,25 @@ int snapshots_collect(struct check *c, struct qk_error *err)
 
 static uint32_t kept_extra(const struct check *c, const struct snapshot_entry *e)
 {
-    return c->h->version >= 3 ? (uint32_t)max_u64(e->extra_bytes, ENTRY_V3_EXTRA_BYTES)
-                              : e->extra_bytes;
+    uint32_t least = c->h->version >= 3 ? ENTRY_V3_EXTRA_BYTES : 0;
+    return (uint32_t)min_u64(max_u64(e->extra_bytes, least), ENTRY_EXTRA_MAX);
 }
 
 /* The entry as it is, or with what version 3 requires: the size of the VM state from the older
- * field, and the disk's size as it is now. Returns its length. */
+ * field, and the disk's size as it is now; or without what is too much. Returns its length. */
 static uint64_t kept_entry(const struct check *c, const struct snapshot_entry *e, uint8_t *out)
 {
     uint32_t extra = kept_extra(c, e);
     uint8_t *fields = out + ENTRY_HEAD_BYTES;
     uint64_t names = (uint64_t)e->id_bytes + e->name_bytes, at = e->off + ENTRY_HEAD_BYTES;
-    if (io_read(c->file, e->off, out, ENTRY_HEAD_BYTES + (size_t)e->extra_bytes, NULL) < 0 ||
+    size_t there = (size_t)min_u64(e->extra_bytes, extra);
+    if (io_read(c->file, e->off, out, ENTRY_HEAD_BYTES + there, NULL) < 0 ||
         io_read(c->file, at + e->extra_bytes, fields + extra, names, NULL) < 0)
         return 0;
     store_be32(out + ENTRY_EXTRA_OFF, extra);
-    if (extra != e->extra_bytes && e->extra_bytes < 8)
+    if (extra > e->extra_bytes && e->extra_bytes < 8)
         store_be64(fields, load_be32(out + ENTRY_VM_STATE_OFF));
-    if (extra != e->extra_bytes)
+    if (extra > e->extra_bytes)
         store_be64(fields + 8, c->h->size_bytes);
     return round_up(ENTRY_HEAD_BYTES + extra + names, 8);
 }
@@ -223,21 +230,13 @@ static uint8_t *kept_entries(struct check *c, uint64_t *bytes, struct qk_error *
 
 static int new_table(struct check *c, const uint8_t *table, uint64_t bytes, struct qk_error *err)
 {
-    struct refmap_span span = {max_u64(c->clusters, c->named_end),
-                               div_round_up(bytes, c->g->cluster_bytes)};
+    int ret = clusters_place(c, bytes, &c->snapshot_new, err);
     const struct step what = {.action = "write the entries that can be used",
                               .structure = "snapshot table",
                               .count = c->snapshot_kept.len / 2};
-    const struct plan_bytes w = {span.first << c->g->cluster_bits, table, (size_t)bytes};
-    int ret = refmap_grow(&c->refs, span.first + span.count + 1, err);
-    if (ret == 0 && refmap_add(&c->refs, span, 1, 0) < 0)
-        ret = qk_fail_nomem(err);
-    if (ret < 0)
-        return ret;
-    c->clusters = span.first + span.count;
-    c->snapshot_new = span;
-    c->actions |= ACT_REBUILD;
-    ret = plan_write(c, &what, &w, err);
+    const struct plan_bytes w = {c->snapshot_new.first << c->g->cluster_bits, table, (size_t)bytes};
+    if (ret == 0)
+        ret = plan_write(c, &what, &w, err);
     return ret < 0 ? ret : plan_barrier(c, err);
 }
 
@@ -294,6 +293,6 @@ int snapshots_link(struct check *c, struct qk_error *err)
             problem_fixable(c->opts, (enum problem_id)id))
             sink_settle(&c->sink, (enum problem_id)id);
     }
-    references_drop(c, c->snapshot_old);
+    references_drop(c, c->snapshot_old, 1);
     return refcounts_lower(c, err);
 }
