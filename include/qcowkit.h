@@ -579,6 +579,9 @@ enum qk_allow {
     QK_ALLOW_SNAPSHOTS = 1u << 2, /* snapshot entries that cannot be used are dropped */
     QK_ALLOW_BITMAPS = 1u << 3,   /* bitmaps that cannot be used are dropped */
     QK_ALLOW_HEADER = 1u << 4,    /* header fields get the likely value, or none */
+    /* When the active tables are damaged, the disk goes back to an internal snapshot whose tables are
+     * sound: what was written since is given up, damaged or not. Nothing is done without damage. */
+    QK_ALLOW_ROLLBACK = 1u << 5,
 };
 
 enum qk_fix { QK_FIX_LEAKS = 1u << 0, QK_FIX_ERRORS = 1u << 1 };
@@ -598,6 +601,13 @@ struct qk_check_options {
     /* A new file that takes what the repair overwrites, for qk_undo; made only when something is
      * written. NULL: none. What cannot be saved is not overwritten. */
     const char *undo_file;
+    /* The same finding for `clusters` clusters in a row, told as that of the first one: the texts of
+     * the others differ in the cluster's number, the first number in it. False: on_problem is called
+     * for each of them, as it is where this is NULL. */
+    bool (*on_run)(void *opaque, const struct qk_problem *first, uint64_t clusters);
+    /* For QK_ALLOW_ROLLBACK: id or name of the snapshot; NULL: the newest one that is sound. -ENOENT,
+     * -EUCLEAN, -ERANGE: going back to it is needed and not possible; nothing was changed. */
+    const char *rollback;
 };
 #define QK_CHECK_OPTIONS_INIT QK_SIZED(struct qk_check_options)
 

@@ -54,6 +54,21 @@ static bool marks_fit(uint64_t count, unsigned marks)
     return count == 1 ? !(marks & REF_PLAIN) : !(marks & REF_COPIED);
 }
 
+bool marks_suspect(const struct check *c)
+{
+    for (uint64_t at = 0; at < c->refs.clusters; at += REFMAP_GROUP) {
+        uint64_t word, end = min_u64(at + REFMAP_GROUP, c->refs.clusters);
+        int value = group_value(c, at, &word);
+        if (value >= 0 && !(word & (NIBBLE_ONES * (value == 1 ? REF_PLAIN : REF_COPIED))))
+            continue;
+        for (uint64_t i = at; i < end; i++) {
+            if (!marks_fit(refmap_count(&c->refs, i), refmap_marks(&c->refs, i)))
+                return true;
+        }
+    }
+    return false;
+}
+
 static void look_closely(struct look *l, uint64_t i, uint64_t n)
 {
     const struct check *c = l->c;
@@ -69,7 +84,8 @@ static void look_closely(struct look *l, uint64_t i, uint64_t n)
     }
 }
 
-/* True when the group is uniform and equal, which is nearly always. */
+/* True when all counts of the group are the same, and fit their marks, which is nearly always. Of
+ * what has no references, the refcounts must be zero, or each is looked at. */
 static bool look_group(struct look *l, uint64_t i)
 {
     uint64_t word;
@@ -77,9 +93,11 @@ static bool look_group(struct look *l, uint64_t i)
     if (value < 0 || (word & (NIBBLE_ONES * (value == 1 ? REF_PLAIN : REF_COPIED))))
         return false;
     size_t bytes = l->p->group_bytes;
-    if (l->bytes ? memcmp(l->bytes + i / REFMAP_GROUP * bytes, l->p->bytes[value], bytes) != 0
-                 : value != 0)
+    bool same = l->bytes ? !memcmp(l->bytes + i / REFMAP_GROUP * bytes, l->p->bytes[value], bytes)
+                         : !value;
+    if (!same && !value)
         return false;
+    l->mismatch |= !same;
     if (value)
         l->highest = l->first + i + REFMAP_GROUP;
     return true;
@@ -166,6 +184,64 @@ static void compare_tail(struct check *c)
     note_look(c, &l);
 }
 
+/* ---- clusters that differ ---- */
+
+enum problem_id refcount_problem(uint64_t stored, uint64_t reference)
+{
+    return stored > reference ? PROBLEM_REFCOUNT_HIGH
+           : stored           ? PROBLEM_REFCOUNT_LOW
+                              : PROBLEM_REFCOUNT_ZERO;
+}
+
+/* Sixteen equal refcounts that are small; -1: they differ, or are not. */
+static int group_stored(const struct check *c, const uint8_t *block, uint64_t i)
+{
+    size_t bytes = (size_t)c->g->refcount_bits * REFMAP_GROUP / 8;
+    const uint8_t *group = block ? block + i / REFMAP_GROUP * bytes : NULL;
+    uint64_t value = group ? c->ops->get(group, 0) : 0;
+    /* Refcounts wider than a byte repeat at their own distance, narrower ones within each byte. */
+    size_t step = (size_t)max_u64(1, c->g->refcount_bits / 8);
+    bool same = !group || !memcmp(group, group + step, bytes - step);
+    if (group && c->g->refcount_bits < 8)
+        same &= group[0] == value * (255u / ((1u << c->g->refcount_bits) - 1));
+    return same && value <= 3 ? (int)value : -1;
+}
+
+/* How many clusters from index i on have the values of the first, as far as one look tells. */
+static uint64_t look_values(const struct check *c, uint64_t b, const uint8_t *block,
+                            struct refcount_run *run, uint64_t n)
+{
+    uint64_t i = run->first, word, cluster = b * block_clusters(c) + i;
+    int stored = -1, count = -1;
+    if (!(i % REFMAP_GROUP) && n - i >= REFMAP_GROUP) {
+        stored = group_stored(c, block, i);
+        count = group_value(c, cluster, &word);
+    }
+    bool group = stored >= 0 && count >= 0;
+    run->stored = group ? (uint64_t)stored : block ? c->ops->get(block, i) : 0;
+    run->count = group ? (uint64_t)count : refmap_count(&c->refs, cluster);
+    return group ? REFMAP_GROUP : 1;
+}
+
+bool refcount_run_next(const struct check *c, uint64_t b, const uint8_t *block, uint64_t n,
+                       struct refcount_run *run)
+{
+    struct refcount_run at = {.first = run->first + run->clusters};
+    *run = (struct refcount_run){.first = at.first};
+    while (at.first < n) {
+        uint64_t seen = look_values(c, b, block, &at, n);
+        bool same = at.stored == run->stored && at.count == run->count;
+        if (run->clusters && !same)
+            return true;
+        if (!run->clusters && at.stored != at.count)
+            *run = at;
+        if (at.stored != at.count)
+            run->clusters += seen;
+        at.first += seen;
+    }
+    return run->clusters;
+}
+
 /* ---- the report ---- */
 
 static uint64_t block_off(const struct check *c, uint64_t b)
@@ -195,43 +271,68 @@ static void report_overflows(struct check *c, uint64_t b)
         report_overflow(c, b, at);
 }
 
+static void report_refcount(struct check *c, uint64_t b, struct sink_run run, uint64_t stored)
+{
+    uint64_t reference = reference_of(c, run.cluster);
+    const struct finding f = {refcount_problem(stored, reference), block_off(c, b), QK_OFFSET_NONE,
+                              reference, stored};
+    sink_found_run(&c->sink, &f, run);
+}
+
+/* Guest clusters share this one, and copies would need a key that was not given. */
+static void report_locked(struct check *c, uint64_t cluster)
+{
+    unsigned guests = 0;
+    for (unsigned i = 0; i < c->sink.user_count; i++) {
+        const struct qk_cluster_user *u = &c->sink.users[i];
+        guests += !strcmp(u->structure, "guest data") && !u->snapshot;
+    }
+    if (!image_bound_to_place(c->img) || !guests || c->sink.user_count < 2)
+        return;
+    const struct finding f = {PROBLEM_SHARED_LOCKED, cluster << c->g->cluster_bits, QK_OFFSET_NONE,
+                              1, refmap_count(&c->refs, cluster)};
+    sink_found(&c->sink, &f, cluster);
+}
+
 static void report_cluster(struct check *c, uint64_t b, uint64_t cluster, uint64_t stored)
 {
-    uint64_t reference = reference_of(c, cluster), off = block_off(c, b);
+    uint64_t reference = reference_of(c, cluster);
     if (c->wanting) {
-        if (reference > stored && reference > 1)
+        if (refmap_count(&c->refs, cluster) > max_u64(stored, 1))
             users_want(c, cluster, NULL);
         return;
     }
     sink_of_cluster(c, cluster);
     report_overflow(c, b, cluster);
-    if (stored == reference) {
-        sink_of_nothing(c);
-        return;
-    }
-    enum problem_id id = stored > reference ? PROBLEM_REFCOUNT_HIGH
-                         : stored           ? PROBLEM_REFCOUNT_LOW
-                                            : PROBLEM_REFCOUNT_ZERO;
-    const struct finding f = {id, off, QK_OFFSET_NONE, reference, stored};
-    sink_found(&c->sink, &f, cluster, stored, reference);
+    if (stored != reference)
+        report_refcount(c, b, (struct sink_run){cluster, 1}, stored);
+    if (stored < refmap_count(&c->refs, cluster))
+        report_locked(c, cluster);
     sink_of_nothing(c);
+}
+
+/* With one reference at most, nobody else is concerned. */
+static void report_run(struct check *c, uint64_t b, const struct refcount_run *run)
+{
+    uint64_t first = b * block_clusters(c) + run->first;
+    if (run->count <= 1 && !c->wanting)
+        report_refcount(c, b, (struct sink_run){first, run->clusters}, run->stored);
+    for (uint64_t i = 0; run->count > 1 && i < run->clusters; i++)
+        report_cluster(c, b, first + i, run->stored);
 }
 
 static int report_block(struct check *c, uint64_t b, uint8_t *buf, struct qk_error *err)
 {
-    uint64_t first = b * block_clusters(c);
-    uint64_t n = min_u64(block_clusters(c), c->clusters - first);
+    uint64_t n = min_u64(block_clusters(c), c->clusters - b * block_clusters(c));
     bool there = block_state(c, b) == BLOCK_GOOD;
     if (there) {
         int ret = io_read(c->file, c->reftable.ptr[b], buf, c->g->cluster_bytes, err);
         if (ret < 0)
             return ret;
     }
-    for (uint64_t i = 0; i < n; i++) {
-        uint64_t stored = there ? c->ops->get(buf, i) : 0;
-        if (stored != refmap_count(&c->refs, first + i))
-            report_cluster(c, b, first + i, stored);
-    }
+    struct refcount_run run = {.clusters = 0};
+    while (refcount_run_next(c, b, there ? buf : NULL, n, &run))
+        report_run(c, b, &run);
     return 0;
 }
 

@@ -16,6 +16,7 @@
 struct copied {
     struct check *c;
     bool repair, tables; /* tables: the L2 tables need a look */
+    bool expected;       /* against what will be */
     uint8_t *buf;        /* two clusters */
 };
 
@@ -23,7 +24,7 @@ struct copied {
 static int refcount_now(const struct copied *p, uint64_t cluster, uint64_t *value,
                         struct qk_error *err)
 {
-    if (p->tables)
+    if (p->tables && !p->expected)
         return stored_refcount(p->c, cluster, value, err);
     *value = refmap_count(&p->c->refs, cluster);
     return 0;
@@ -159,6 +160,26 @@ static bool counts_differ(const struct check *c)
            c->sink.seen[PROBLEM_REFCOUNT_ORDER] || c->sink.seen[PROBLEM_L2_OUTSIDE];
 }
 
+/* Only refcounts were wrong, and a new structure has made each of them what its count is: then the
+ * marks of the counts say which flags are wrong, as they do where all refcounts were right. */
+static bool counts_made_true(const struct check *c)
+{
+    const unsigned refcounts = ACT_RAISE | ACT_LOWER | ACT_REBUILD;
+    if (!c->opts->fix || !(c->actions & ACT_REBUILD) || c->users.len)
+        return false;
+    for (unsigned id = 0; id < PROBLEM_COUNT; id++) {
+        unsigned actions = problems[id].actions;
+        if (c->sink.seen[id] && (!actions || (actions & ~refcounts)))
+            return false;
+    }
+    return true;
+}
+
+static bool tables_suspect(const struct check *c)
+{
+    return counts_made_true(c) ? marks_suspect(c) : c->copied_suspect || counts_differ(c);
+}
+
 /* Without leave to repair corruptions, flags are repaired only when all refcounts are right. */
 static bool may_repair(const struct check *c)
 {
@@ -168,17 +189,31 @@ static bool may_repair(const struct check *c)
     return c->opts->fix && !r->check_errors && !r->corruptions && !r->leaks;
 }
 
-int copied_run(struct check *c, struct qk_error *err)
+static int look_at_all(struct copied *p, struct qk_error *err)
 {
+    struct check *c = p->c;
     CLEANUP_FREE uint8_t *buf = malloc(2 * (size_t)c->g->cluster_bytes);
     if (!buf)
         return qk_fail_nomem(err);
-    struct copied p = {c, may_repair(c), c->copied_suspect || counts_differ(c), buf};
+    p->buf = buf;
     int ret = 0;
     for (uint32_t i = 0; ret == 0 && i < c->l1_entries; i += L1_CHUNK)
-        ret = l1_chunk_look(&p, i, (uint32_t)min_u64(L1_CHUNK, c->l1_entries - i), err);
+        ret = l1_chunk_look(p, i, (uint32_t)min_u64(L1_CHUNK, c->l1_entries - i), err);
+    return ret;
+}
+
+int copied_run(struct check *c, struct qk_error *err)
+{
+    struct copied p = {.c = c, .repair = may_repair(c), .tables = tables_suspect(c)};
+    int ret = look_at_all(&p, err);
     if (ret == 0 && p.repair &&
         (c->sink.seen[PROBLEM_L1_COPIED] || c->sink.seen[PROBLEM_L2_COPIED]))
         ret = plan_barrier(c, err);
     return ret;
+}
+
+int copied_expect(struct check *c, struct qk_error *err)
+{
+    struct copied p = {.c = c, .repair = true, .tables = true, .expected = true};
+    return look_at_all(&p, err);
 }

@@ -40,6 +40,13 @@ static const uint8_t choices[PROBLEM_COUNT] = {
     [PROBLEM_BACKING_OUTSIDE] = QK_ALLOW_HEADER,
     [PROBLEM_BACKING_INSIDE] = QK_ALLOW_HEADER,
     [PROBLEM_DISK_SIZE] = QK_ALLOW_HEADER,
+    [PROBLEM_VERSION] = QK_ALLOW_HEADER,
+    [PROBLEM_CLUSTER_BITS] = QK_ALLOW_HEADER,
+    [PROBLEM_FEATURE_UNKNOWN] = QK_ALLOW_HEADER,
+    [PROBLEM_FEATURE_EXTENDED_L2] = QK_ALLOW_HEADER,
+    [PROBLEM_FEATURE_DATA_FILE] = QK_ALLOW_HEADER,
+    [PROBLEM_CRYPT_METHOD] = QK_ALLOW_HEADER,
+    [PROBLEM_EXTENSION_DAMAGED] = QK_ALLOW_HEADER,
     [PROBLEM_SNAPSHOT_TABLE] = QK_ALLOW_SNAPSHOTS,
     [PROBLEM_SNAPSHOT_L1_UNALIGNED] = QK_ALLOW_SNAPSHOTS,
     [PROBLEM_SNAPSHOT_L1_LARGE] = QK_ALLOW_SNAPSHOTS,
@@ -50,6 +57,7 @@ static const uint8_t choices[PROBLEM_COUNT] = {
     [PROBLEM_BITMAP_ENTRY] = QK_ALLOW_BITMAPS,
     [PROBLEM_REFCOUNT_LOW] = QK_ALLOW_COPIES,
     [PROBLEM_METADATA_SHARED] = QK_ALLOW_COPIES,
+    [PROBLEM_SNAPSHOT_SOUND] = QK_ALLOW_ROLLBACK,
 };
 
 bool problem_fixable(const struct qk_check_options *opts, enum problem_id id)
@@ -94,14 +102,20 @@ static uint64_t guest_bytes(const struct sink *s, const struct finding *f, uint6
     bool table = !strcmp(problems[f->id].structure, "L1 table") || f->id == PROBLEM_L2_UNREADABLE;
     if (guest_off >= s->disk_bytes)
         return 0;
+    if (s->range_bytes)
+        return s->range_bytes;
     return min_u64(table ? s->table_bytes : s->cluster_bytes, s->disk_bytes - guest_off);
 }
 
-static void hand_on(struct sink *s, const struct finding *f, bool repaired, va_list args)
+/* Of one cluster, or of `clusters` in a row: false when that is to be told one by one. */
+static bool hand_on(struct sink *s, const struct finding *f, bool repaired, uint64_t clusters,
+                    va_list args)
 {
     const struct problem_info *p = &problems[f->id];
     if (!s->opts->on_problem)
-        return;
+        return true;
+    if (clusters > 1 && !s->opts->on_run)
+        return false;
     char text[1600];
     uint64_t guest_off = f->guest_off == QK_OFFSET_NONE ? s->guest_off : f->guest_off;
     int n = snprintf(text, sizeof(text), "%s", first_word(p, repaired));
@@ -129,27 +143,48 @@ static void hand_on(struct sink *s, const struct finding *f, bool repaired, va_l
         .allow = choices[f->id],
         .bitmap = s->bitmap,
     };
+    if (clusters > 1)
+        return s->opts->on_run(s->opts->opaque, &problem, clusters);
     s->opts->on_problem(s->opts->opaque, &problem);
+    return true;
 }
 
-static void note(struct sink *s, enum problem_id id)
+static bool hand_on_these(struct sink *s, const struct finding *f, bool repaired, uint64_t clusters,
+                          ...)
 {
-    s->seen[id]++;
-    s->open[id]++;
+    va_list args;
+    va_start(args, clusters);
+    bool done = hand_on(s, f, repaired, clusters, args);
+    va_end(args);
+    return done;
+}
+
+static void hand_on_run(struct sink *s, const struct finding *f, bool repaired, struct sink_run run)
+{
+    if (hand_on_these(s, f, repaired, run.clusters, run.cluster, f->found, f->expected))
+        return;
+    for (uint64_t i = 0; i < run.clusters; i++)
+        hand_on_these(s, f, repaired, 1, run.cluster + i, f->found, f->expected);
+}
+
+static void note(struct sink *s, enum problem_id id, uint64_t n)
+{
+    s->seen[id] += n;
+    s->open[id] += n;
     uint64_t *counter = open_counter(s->result, problems[id].severity);
     if (counter)
-        ++*counter;
+        *counter += n;
 }
 
 void sink_found(struct sink *s, const struct finding *f, ...)
 {
-    note(s, f->id);
+    note(s, f->id, 1);
     const unsigned announced_by_repair = ACT_EDIT_L1 | ACT_EDIT_L2 | ACT_EDIT_HEADER;
     if ((problems[f->id].actions & announced_by_repair) && problem_fixable(s->opts, f->id))
         return;
     va_list args;
     va_start(args, f);
-    hand_on(s, f, false, args);
+    hand_on(s, f, false, 1, args);
     va_end(args);
 }
 
@@ -169,11 +204,11 @@ static void close_finding(struct sink *s, enum problem_id id, uint64_t n)
 void sink_repaired(struct sink *s, const struct finding *f, ...)
 {
     if (!s->open[f->id])
-        note(s, f->id);
+        note(s, f->id, 1);
     close_finding(s, f->id, 1);
     va_list args;
     va_start(args, f);
-    hand_on(s, f, true, args);
+    hand_on(s, f, true, 1, args);
     va_end(args);
 }
 
@@ -181,8 +216,27 @@ void sink_declined(struct sink *s, const struct finding *f, ...)
 {
     va_list args;
     va_start(args, f);
-    hand_on(s, f, false, args);
+    hand_on(s, f, false, 1, args);
     va_end(args);
+}
+
+void sink_found_run(struct sink *s, const struct finding *f, struct sink_run run)
+{
+    note(s, f->id, run.clusters);
+    hand_on_run(s, f, false, run);
+}
+
+void sink_repaired_run(struct sink *s, const struct finding *f, struct sink_run run)
+{
+    if (s->open[f->id] < run.clusters)
+        note(s, f->id, run.clusters - s->open[f->id]);
+    close_finding(s, f->id, run.clusters);
+    hand_on_run(s, f, true, run);
+}
+
+void sink_declined_run(struct sink *s, const struct finding *f, struct sink_run run)
+{
+    hand_on_run(s, f, false, run);
 }
 
 void sink_settle(struct sink *s, enum problem_id id)

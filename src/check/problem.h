@@ -30,6 +30,7 @@ enum action {
     ACT_HOLD = 1u << 7, /* free and reuse nothing */
     ACT_DROP_BITMAPS = 1u << 8,
     ACT_WRITE_SNAPSHOTS = 1u << 9, /* a new table, of the entries that can be used */
+    ACT_REFUSE = 1u << 15, /* repair nothing: what is read may mean something else */
 };
 
 struct problem_info {
@@ -57,6 +58,7 @@ struct sink {
     const char *snapshot_name;
     const char *bitmap;
     uint64_t guest_off;                              /* for findings that know none themselves */
+    uint64_t range_bytes; /* of the guest, behind it; 0: an entry's worth */
     uint64_t disk_bytes, cluster_bytes, table_bytes; /* of the guest, behind an L2, an L1 entry */
     struct qk_cluster_user users[QK_USERS_LISTED];
     unsigned user_count;
@@ -70,6 +72,14 @@ void sink_found(struct sink *s, const struct finding *f, ...);
 void sink_repaired(struct sink *s, const struct finding *f, ...);
 /* Words a finding that sink_found only counted, and that cannot be repaired after all. */
 void sink_declined(struct sink *s, const struct finding *f, ...);
+/* The same for refcounts: a finding that `clusters` clusters in a row share, the first one
+ * `cluster`. */
+struct sink_run {
+    uint64_t cluster, clusters;
+};
+void sink_found_run(struct sink *s, const struct finding *f, struct sink_run run);
+void sink_repaired_run(struct sink *s, const struct finding *f, struct sink_run run);
+void sink_declined_run(struct sink *s, const struct finding *f, struct sink_run run);
 /* All open findings of this problem are repaired, without a line for each. */
 void sink_settle(struct sink *s, enum problem_id id);
 void sink_settle_one(struct sink *s, enum problem_id id);

@@ -167,25 +167,31 @@ static int find_places(struct rebuild *r, struct qk_error *err)
 
 /* ---- content ---- */
 
-/* Leaks that stay are counted as references from here on. */
-static int keep_leaks(struct check *c, struct qk_error *err)
+/* Leaks of block b that stay are counted as references from here on. */
+static int keep_leaks_of(struct check *c, uint64_t b, uint8_t *block, struct qk_error *err)
 {
-    for (uint64_t b = 0; b < c->reftable.len; b++) {
-        if (!(c->blocks[b] & BLOCK_MISMATCH) || block_state(c, b) != BLOCK_GOOD)
-            continue;
-        uint64_t at = b * block_clusters(c), end = min_u64(at + block_clusters(c), c->clusters);
-        for (; at < end; at++) {
-            uint64_t stored, count = refmap_count(&c->refs, at);
-            if (stored_refcount(c, at, &stored, err) < 0)
-                return qk_fail_at(err, -EIO,
-                                  WHERE(c->file->name, "refcount block", c->reftable.ptr[b]),
-                                  "cannot read the refcounts of clusters that must be kept");
-            const struct refmap_span span = {at, 1};
-            if (stored > count && refmap_add(&c->refs, span, stored - count, 0) < 0)
-                return qk_fail_nomem(err);
-        }
+    uint64_t first = b * block_clusters(c), n = min_u64(block_clusters(c), c->clusters - first);
+    struct refcount_run run = {.clusters = 0};
+    if (io_read(c->file, c->reftable.ptr[b], block, c->g->cluster_bytes, NULL) < 0)
+        return qk_fail_at(err, -EIO, WHERE(c->file->name, "refcount block", c->reftable.ptr[b]),
+                          "cannot read the refcounts of clusters that must be kept");
+    while (refcount_run_next(c, b, block, n, &run)) {
+        const struct refmap_span span = {first + run.first, run.clusters};
+        if (run.stored > run.count && refmap_add(&c->refs, span, run.stored - run.count, 0) < 0)
+            return qk_fail_nomem(err);
     }
     return 0;
+}
+
+static int keep_leaks(struct check *c, struct qk_error *err)
+{
+    CLEANUP_FREE uint8_t *block = malloc(c->g->cluster_bytes);
+    int ret = block ? 0 : qk_fail_nomem(err);
+    for (uint64_t b = 0; ret == 0 && b < c->reftable.len; b++) {
+        if ((c->blocks[b] & BLOCK_MISMATCH) && block_state(c, b) == BLOCK_GOOD)
+            ret = keep_leaks_of(c, b, block, err);
+    }
+    return ret;
 }
 
 /* The old structure's clusters are free once the header names the new one. */
@@ -289,6 +295,8 @@ static int switch_over(const struct rebuild *r, struct qk_error *err)
     int ret = plan_write(r->c, &what, &w, err);
     if (ret == 0)
         ret = write_width(r->c, err);
+    if (ret == 0)
+        ret = rollback_link(r->c, err);
     return ret < 0 ? ret : plan_barrier(r->c, err);
 }
 

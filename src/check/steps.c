@@ -10,6 +10,7 @@
 #include "io/undo.h"
 
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
 static uint64_t number_of(const uint8_t *bytes, size_t len)
@@ -64,7 +65,7 @@ int write_changed(struct check *c, const struct step *what, const struct table_w
                   struct qk_error *err)
 {
     const uint8_t *old = w->old, *new = w->new;
-    size_t first = 0, end = w->bytes;
+    size_t first = 0, end = memcmp(old, new, w->bytes) ? w->bytes : 0;
     while (first < end && old[first] == new[first])
         first++;
     while (end > first && old[end - 1] == new[end - 1])

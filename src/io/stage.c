@@ -1,46 +1,26 @@
 /*
- * stage.c - the filter of stage.h: for each epoch a table from sector numbers to their new bytes.
- * Reading asks the epochs from the last to the first, and then the store below. One lock covers all
- * of it: repairs write from one thread.
- *
- * A sector that no earlier epoch holds is kept as its difference to the store below where that is
- * one word in some places: flags that flip, entries that are cleared, refcounts that repeat. The
- * store below still has the old bytes when the first epoch that holds a sector is carried out,
- * which is the only time that the difference is asked for then.
+ * stage.c - the filter of stage.h: for each epoch a map from sectors to their new bytes (runs.h):
+ * sectors that repeat one word of eight bytes, as the blocks of a new refcount structure do, are a
+ * run of that word; the others are a run of places in one stretch of bytes, of which only the end
+ * is in memory (spill.h). Reading asks the store below, and then the epochs from the first to the
+ * last. One lock covers all of it: repairs write from one thread.
  */
 #include "io/stage.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/runs.h"
 #include "base/vector.h"
+#include "io/spill.h"
 
 #include <string.h>
 
 #define RUN_BYTES ((size_t)1 << 20)
 
-#define WORDS (STAGE_SECTOR / 8u)
-
-enum kind {
-    KIND_BYTES, /* as in `bytes` */
-    KIND_PUT,   /* the words of `mask` are `word`, the others those of the store below */
-    KIND_FLIP,  /* the words of `mask` are those of the store below, `word` exclusive-ored */
-};
-
-/* The new bytes of a sector. */
-struct sector {
-    uint64_t number : 60, kind : 4;
-    uint64_t word;
-    union {
-        uint8_t *bytes;
-        uint64_t mask;
-    };
-};
-_Static_assert(WORDS == 64 && sizeof(struct sector) == 24, "a bit for each word");
-DEFINE_VECTOR(sector_vec, struct sector)
+/* The step of a run: its value is a word that each sector repeats, or a place in the spill. */
+enum { STEP_WORD = 0, STEP_BYTES = STAGE_SECTOR };
 
 struct epoch {
-    struct sector_vec sectors;
-    uint32_t *slots; /* hash table: index into sectors plus one; 0: empty */
-    size_t slot_mask;
+    struct runs sectors;
     uint64_t length; /* of the file when the epoch ends */
 };
 DEFINE_VECTOR(epoch_vec, struct epoch)
@@ -50,6 +30,7 @@ struct stage {
     struct qk_io *inner;
     pthread_mutex_t lock;
     struct epoch_vec epochs;
+    struct spill spill;
     bool ended; /* the last epoch was flushed: the next write begins another */
     uint64_t inner_length, length;
 };
@@ -61,170 +42,178 @@ static struct stage *stage_of(struct qk_io *io)
 
 /* ---- sectors ---- */
 
-static size_t slot_of(const struct epoch *e, uint64_t number)
+static void fill(uint8_t *out, uint64_t word, size_t sectors)
 {
-    return (size_t)((number * UINT64_C(0x9e3779b97f4a7c15)) >> 20) & e->slot_mask;
+    for (size_t i = 0; i < sectors * STAGE_SECTOR; i += sizeof(word))
+        memcpy(out + i, &word, sizeof(word));
 }
 
-static struct sector *sector_find(const struct epoch *e, uint64_t number)
+/* `count` sectors from `number` on, all of them in the run. */
+static int sectors_get(const struct stage *s, const struct run *run, uint64_t number, size_t count,
+                       uint8_t *out, struct qk_error *err)
 {
-    if (!e->slots)
-        return NULL;
-    for (size_t i = slot_of(e, number);; i = (i + 1) & e->slot_mask) {
-        if (!e->slots[i])
-            return NULL;
-        struct sector *s = &e->sectors.ptr[e->slots[i] - 1];
-        if (s->number == number)
-            return s;
-    }
-}
-
-static void slot_fill(struct epoch *e, size_t index)
-{
-    size_t i = slot_of(e, e->sectors.ptr[index].number);
-    while (e->slots[i])
-        i = (i + 1) & e->slot_mask;
-    e->slots[i] = (uint32_t)index + 1;
-}
-
-/* Room for one more, at most half full. */
-static int slots_grow(struct epoch *e)
-{
-    if (e->slots && (e->sectors.len + 1) * 2 <= e->slot_mask + 1)
-        return 0;
-    size_t count = e->slots ? (e->slot_mask + 1) * 2 : 64;
-    uint32_t *slots = calloc(count, sizeof(*slots));
-    if (!slots || count > UINT32_MAX) {
-        free(slots);
-        return -ENOMEM;
-    }
-    free(e->slots);
-    e->slots = slots;
-    e->slot_mask = count - 1;
-    for (size_t i = 0; i < e->sectors.len; i++)
-        slot_fill(e, i);
+    if (run->step == STEP_BYTES)
+        return spill_read(&s->spill, run->value + (number - run->first) * STAGE_SECTOR, out,
+                          count * STAGE_SECTOR, err);
+    fill(out, run->value, count);
     return 0;
 }
 
-static struct sector *sector_add(struct epoch *e, uint64_t number)
+/* What sectors are to hold: the bytes, or in each of them nothing but the word. */
+struct content {
+    const uint8_t *bytes;
+    uint64_t word;
+};
+
+static int put_new(struct stage *s, struct epoch *e, struct run run, struct content to,
+                   struct qk_error *err)
 {
-    const struct sector fresh = {.number = number & ((UINT64_C(1) << 60) - 1)};
-    if (slots_grow(e) < 0 || sector_vec_append(&e->sectors, fresh) < 0)
-        return NULL;
-    slot_fill(e, e->sectors.len - 1);
-    return &e->sectors.ptr[e->sectors.len - 1];
+    run.value = to.word;
+    run.step = to.bytes ? STEP_BYTES : STEP_WORD;
+    int ret = to.bytes ? spill_append(&s->spill, to.bytes, (size_t)run.count * STAGE_SECTOR,
+                                      &run.value, err)
+                       : 0;
+    if (ret < 0)
+        return ret;
+    return runs_put(&e->sectors, run) < 0 ? qk_fail_nomem(err) : 0;
 }
 
-static void sector_release(struct sector *s)
+/* Sectors that have a place in the spill keep it. */
+static int put_over_bytes(struct stage *s, uint64_t place, uint32_t count, struct content to,
+                          struct qk_error *err)
 {
-    if (s->kind == KIND_BYTES)
-        free(s->bytes);
-}
-
-static int sector_get(struct qk_io *inner, const struct sector *s, uint8_t *out,
-                      struct qk_error *err)
-{
-    if (s->kind == KIND_BYTES) {
-        memcpy(out, s->bytes, STAGE_SECTOR);
-        return 0;
-    }
-    uint64_t words[WORDS] = {0};
-    bool needs_old = s->kind == KIND_FLIP || s->mask != UINT64_MAX;
-    int ret = needs_old ? io_read(inner, s->number * STAGE_SECTOR, words, STAGE_SECTOR, err) : 0;
-    for (unsigned i = 0; i < WORDS; i++) {
-        if (s->mask >> i & 1)
-            words[i] = s->kind == KIND_PUT ? s->word : words[i] ^ s->word;
-    }
-    memcpy(out, words, STAGE_SECTOR);
+    if (to.bytes)
+        return spill_write(&s->spill, place, to.bytes, (size_t)count * STAGE_SECTOR, err);
+    uint8_t sector[STAGE_SECTOR];
+    int ret = 0;
+    fill(sector, to.word, 1);
+    for (uint32_t i = 0; ret == 0 && i < count; i++)
+        ret =
+            spill_write(&s->spill, place + (uint64_t)i * STAGE_SECTOR, sector, sizeof(sector), err);
     return ret;
 }
 
-static bool repeats(const uint8_t *bytes)
+/* As many of `want` as lie within one run, or before the next one; *done says how many. */
+static int put_some(struct stage *s, struct epoch *e, struct run want, struct content to,
+                    struct qk_error *err)
 {
-    return !memcmp(bytes, bytes + 8, STAGE_SECTOR - 8);
-}
-
-/* The words of `mask` are what makes `words` of `old`: all put to one value, or flipped by one. */
-static bool as_difference(struct sector *s, const uint64_t *old, const uint64_t *words)
-{
-    uint64_t mask = 0, put = 0, flip = 0;
-    bool puts = true, flips = true;
-    for (unsigned i = 0; i < WORDS; i++) {
-        if (old[i] == words[i])
-            continue;
-        puts &= !mask || words[i] == put;
-        flips &= !mask || (old[i] ^ words[i]) == flip;
-        put = words[i];
-        flip = old[i] ^ words[i];
-        mask |= UINT64_C(1) << i;
-    }
-    if (!puts && !flips)
-        return false;
-    sector_release(s);
-    s->kind = puts ? KIND_PUT : KIND_FLIP;
-    s->word = puts ? put : flip;
-    s->mask = mask;
-    return true;
-}
-
-/* `first`: no earlier epoch holds this sector. */
-static int sector_set(struct qk_io *inner, struct sector *s, const uint8_t *bytes, bool first)
-{
-    uint64_t old[WORDS], words[WORDS];
-    memcpy(words, bytes, STAGE_SECTOR);
-    if (repeats(bytes)) {
-        sector_release(s);
-        s->kind = KIND_PUT;
-        s->word = words[0];
-        s->mask = UINT64_MAX;
+    struct run_at at;
+    const struct run *old = runs_from(&e->sectors, want.first, &at);
+    if (!old || old->first > want.first)
+        return put_new(s, e, want, to, err);
+    if (old->step == STEP_BYTES)
+        return put_over_bytes(s, old->value + (want.first - old->first) * STAGE_SECTOR, want.count,
+                              to, err);
+    if (!to.bytes && to.word == old->value)
         return 0;
-    }
-    if (first && io_read(inner, s->number * STAGE_SECTOR, old, STAGE_SECTOR, NULL) == 0 &&
-        as_difference(s, old, words))
-        return 0;
-    if (s->kind != KIND_BYTES || !s->bytes) {
-        uint8_t *fresh = malloc(STAGE_SECTOR);
-        if (!fresh)
-            return -ENOMEM;
-        s->kind = KIND_BYTES;
-        s->bytes = fresh;
-    }
-    memcpy(s->bytes, bytes, STAGE_SECTOR);
-    return 0;
+    if (runs_cut(&e->sectors, want.first, want.count) < 0)
+        return qk_fail_nomem(err);
+    return put_new(s, e, want, to, err);
 }
 
-/* The sector as it is with everything staged; NULL: only the store below has it. */
-static const struct sector *sector_latest(const struct stage *s, uint64_t number)
+static int put(struct stage *s, uint64_t first, uint64_t count, struct content to,
+               struct qk_error *err)
 {
-    for (size_t i = s->epochs.len; i > 0; i--) {
-        const struct sector *found = sector_find(&s->epochs.ptr[i - 1], number);
-        if (found)
-            return found;
+    struct epoch *e = &s->epochs.ptr[s->epochs.len - 1];
+    int ret = 0;
+    while (ret == 0 && count) {
+        struct run_at at;
+        const struct run *old = runs_from(&e->sectors, first, &at);
+        uint64_t end = !old ? UINT64_MAX : old->first > first ? old->first : run_end(old);
+        const struct run some = {first, (uint32_t)min_u64(min_u64(count, end - first), 1u << 20), 0,
+                                 0};
+        ret = put_some(s, e, some, to, err);
+        first += some.count;
+        count -= some.count;
+        to.bytes += to.bytes ? (size_t)some.count * STAGE_SECTOR : 0;
     }
-    return NULL;
+    return ret;
+}
+
+static bool repeats(const uint8_t *sector, uint64_t *word)
+{
+    memcpy(word, sector, sizeof(*word));
+    return !memcmp(sector, sector + sizeof(*word), STAGE_SECTOR - sizeof(*word));
+}
+
+/* How many sectors from the first on repeat its word; 0: it repeats none. */
+static uint64_t repeating(const uint8_t *bytes, uint64_t count, uint64_t *word)
+{
+    uint64_t n = 1;
+    if (!repeats(bytes, word))
+        return 0;
+    while (n < count && !memcmp(bytes, bytes + n * STAGE_SECTOR, STAGE_SECTOR))
+        n++;
+    return n;
+}
+
+static int put_all(struct stage *s, uint64_t first, uint64_t count, const uint8_t *bytes,
+                   struct qk_error *err)
+{
+    int ret = 0;
+    for (uint64_t i = 0, n; ret == 0 && i < count; i += n) {
+        uint64_t word;
+        const uint8_t *at = bytes + i * STAGE_SECTOR;
+        n = repeating(at, count - i, &word);
+        struct content to = {NULL, word};
+        if (!n) {
+            to.bytes = at;
+            for (n = 1; i + n < count && !repeats(at + n * STAGE_SECTOR, &word);)
+                n++;
+        }
+        ret = put(s, first + i, n, to, err);
+    }
+    return ret;
 }
 
 /* ---- reading and writing ---- */
+
+/* A window of the file as a buffer. */
+struct window {
+    uint64_t off, end;
+    const struct iovec *iov;
+    int iovcnt;
+};
+
+static int overlay_run(const struct stage *s, const struct run *run, const struct window *w,
+                       struct qk_error *err)
+{
+    uint8_t buf[8 * STAGE_SECTOR];
+    uint64_t at = max_u64(w->off, run->first * STAGE_SECTOR);
+    uint64_t end = min_u64(w->end, run_end(run) * STAGE_SECTOR);
+    int ret = 0;
+    while (ret == 0 && at < end) {
+        uint64_t number = at / STAGE_SECTOR, skip = at % STAGE_SECTOR;
+        size_t sectors = (size_t)min_u64(8, div_round_up(end, STAGE_SECTOR) - number);
+        size_t n = (size_t)min_u64(sectors * STAGE_SECTOR - skip, end - at);
+        ret = sectors_get(s, run, number, sectors, buf, err);
+        iov_from_buf(w->iov, w->iovcnt, (size_t)(at - w->off), buf + skip, n);
+        at += n;
+    }
+    return ret;
+}
+
+static int read_locked(const struct stage *s, uint64_t off, const struct iovec *iov, int iovcnt,
+                       struct qk_error *err)
+{
+    const struct window w = {off, off + iov_total(iov, iovcnt), iov, iovcnt};
+    int ret = io_readv(s->inner, off, iov, iovcnt, err);
+    for (size_t i = 0; i < s->epochs.len; i++) {
+        struct run_at at;
+        const struct runs *sectors = &s->epochs.ptr[i].sectors;
+        const struct run *run = runs_from(sectors, off / STAGE_SECTOR, &at);
+        for (; ret == 0 && run && run->first * STAGE_SECTOR < w.end; run = runs_next(sectors, &at))
+            ret = overlay_run(s, run, &w, err);
+    }
+    return ret;
+}
 
 static int stage_preadv(struct qk_io *io, uint64_t off, const struct iovec *iov, int iovcnt,
                         struct qk_error *err)
 {
     struct stage *s = stage_of(io);
     LOCK_SCOPE(&s->lock);
-    int ret = io_readv(s->inner, off, iov, iovcnt, err);
-    uint64_t end = off + iov_total(iov, iovcnt);
-    for (uint64_t at = off; ret == 0 && s->epochs.len && at < end;) {
-        uint64_t number = at / STAGE_SECTOR, skip = at % STAGE_SECTOR;
-        size_t n = (size_t)min_u64(STAGE_SECTOR - skip, end - at);
-        const struct sector *found = sector_latest(s, number);
-        if (found) {
-            uint8_t bytes[STAGE_SECTOR];
-            ret = sector_get(s->inner, found, bytes, err);
-            iov_from_buf(iov, iovcnt, (size_t)(at - off), bytes + skip, n);
-        }
-        at += n;
-    }
-    return ret;
+    return read_locked(s, off, iov, iovcnt, err);
 }
 
 static struct epoch *epoch_now(struct stage *s)
@@ -236,42 +225,6 @@ static struct epoch *epoch_now(struct stage *s)
         s->ended = false;
     }
     return &s->epochs.ptr[s->epochs.len - 1];
-}
-
-/* The sector's bytes before a change of part of it. */
-static int sector_now(struct stage *s, uint64_t number, uint8_t *out, struct qk_error *err)
-{
-    const struct sector *found = sector_latest(s, number);
-    if (!found)
-        return io_read(s->inner, number * STAGE_SECTOR, out, STAGE_SECTOR, err);
-    return sector_get(s->inner, found, out, err);
-}
-
-static bool in_earlier_epoch(const struct stage *s, uint64_t number)
-{
-    for (size_t i = 0; i + 1 < s->epochs.len; i++) {
-        if (sector_find(&s->epochs.ptr[i], number))
-            return true;
-    }
-    return false;
-}
-
-/* n bytes of one sector, from its byte `skip` on. */
-static int sector_write(struct stage *s, uint64_t off, const uint8_t *data, size_t n,
-                        struct qk_error *err)
-{
-    uint64_t number = off / STAGE_SECTOR;
-    uint8_t bytes[STAGE_SECTOR];
-    int ret = n < STAGE_SECTOR ? sector_now(s, number, bytes, err) : 0;
-    if (ret < 0)
-        return ret;
-    memcpy(bytes + off % STAGE_SECTOR, data, n);
-    struct epoch *e = epoch_now(s);
-    struct sector *sector = e ? sector_find(e, number) : NULL;
-    if (e && !sector)
-        sector = sector_add(e, number);
-    bool first = !in_earlier_epoch(s, number);
-    return !sector || sector_set(s->inner, sector, bytes, first) < 0 ? qk_fail_nomem(err) : 0;
 }
 
 static int set_length(struct stage *s, uint64_t length, struct qk_error *err)
@@ -287,6 +240,28 @@ static int set_length(struct stage *s, uint64_t length, struct qk_error *err)
     return 0;
 }
 
+/* Whole sectors, of which the first and the last may have bytes that stay. */
+static int write_sectors(struct stage *s, uint64_t off, const struct iovec *iov, int iovcnt,
+                         struct qk_error *err)
+{
+    uint64_t total = iov_total(iov, iovcnt), first = off / STAGE_SECTOR;
+    uint64_t count = div_round_up(off + total, STAGE_SECTOR) - first;
+    CLEANUP_FREE uint8_t *bytes = malloc((size_t)count * STAGE_SECTOR);
+    if (!bytes || !epoch_now(s))
+        return qk_fail_nomem(err);
+    struct iovec head = {bytes, STAGE_SECTOR};
+    struct iovec tail = {bytes + (count - 1) * STAGE_SECTOR, STAGE_SECTOR};
+    int ret = 0;
+    if (off % STAGE_SECTOR)
+        ret = read_locked(s, first * STAGE_SECTOR, &head, 1, err);
+    if (ret == 0 && (off + total) % STAGE_SECTOR)
+        ret = read_locked(s, (first + count - 1) * STAGE_SECTOR, &tail, 1, err);
+    if (ret < 0)
+        return ret;
+    iov_to_buf(iov, iovcnt, 0, bytes + off % STAGE_SECTOR, (size_t)total);
+    return put_all(s, first, count, bytes, err);
+}
+
 static int stage_pwritev(struct qk_io *io, uint64_t off, const struct iovec *iov, int iovcnt,
                          unsigned flags, struct qk_error *err)
 {
@@ -297,14 +272,7 @@ static int stage_pwritev(struct qk_io *io, uint64_t off, const struct iovec *iov
     if (total > INT64_MAX || off > INT64_MAX - total)
         return qk_fail(err, -EFBIG, "write past the largest offset");
     int ret = set_length(s, off + total, err);
-    for (uint64_t done = 0; ret == 0 && done < total;) {
-        uint8_t data[STAGE_SECTOR];
-        size_t n = (size_t)min_u64(STAGE_SECTOR - (off + done) % STAGE_SECTOR, total - done);
-        iov_to_buf(iov, iovcnt, (size_t)done, data, n);
-        ret = sector_write(s, off + done, data, n, err);
-        done += n;
-    }
-    return ret;
+    return ret < 0 || !total ? ret : write_sectors(s, off, iov, iovcnt, err);
 }
 
 static int stage_flush(struct qk_io *io, struct qk_error *err)
@@ -339,14 +307,10 @@ static int stage_close(struct qk_io *io, struct qk_error *err)
 {
     struct stage *s = stage_of(io);
     (void)err;
-    for (size_t i = 0; i < s->epochs.len; i++) {
-        struct epoch *e = &s->epochs.ptr[i];
-        for (size_t k = 0; k < e->sectors.len; k++)
-            sector_release(&e->sectors.ptr[k]);
-        sector_vec_free(&e->sectors);
-        free(e->slots);
-    }
+    for (size_t i = 0; i < s->epochs.len; i++)
+        runs_free(&s->epochs.ptr[i].sectors);
     epoch_vec_free(&s->epochs);
+    spill_free(&s->spill);
     pthread_mutex_destroy(&s->lock);
     free(s->io.name);
     free(s);
@@ -363,7 +327,7 @@ static const struct qk_io_ops stage_ops = {
     .close = stage_close,
 };
 
-int io_stage_open(struct qk_io *inner, struct qk_io **out, struct qk_error *err)
+int io_stage_open(struct qk_io *inner, const char *beside, struct qk_io **out, struct qk_error *err)
 {
     uint64_t length;
     int ret = io_size(inner, &length, err);
@@ -371,7 +335,8 @@ int io_stage_open(struct qk_io *inner, struct qk_io **out, struct qk_error *err)
         return ret;
     struct stage *s = calloc(1, sizeof(*s));
     char *name = s ? strdup(inner->name) : NULL;
-    if (!name) {
+    if (!name || spill_init(&s->spill, beside, NULL) < 0) {
+        free(name);
         free(s);
         return qk_fail_nomem(err);
     }
@@ -397,71 +362,70 @@ uint64_t stage_sectors(struct qk_io *io)
 {
     const struct stage *s = stage_of(io);
     uint64_t n = 0;
-    for (size_t i = 0; i < s->epochs.len; i++)
-        n += s->epochs.ptr[i].sectors.len;
+    for (size_t i = 0; i < s->epochs.len; i++) {
+        struct run_at at;
+        const struct runs *sectors = &s->epochs.ptr[i].sectors;
+        for (const struct run *run = runs_from(sectors, 0, &at); run; run = runs_next(sectors, &at))
+            n += run->count;
+    }
     return n;
 }
 
-static int by_number(const void *a, const void *b)
-{
-    const struct sector *const *x = a, *const *y = b;
-    return (*x)->number < (*y)->number ? -1 : (*x)->number > (*y)->number;
-}
-
-static const struct sector **in_order(const struct epoch *e)
-{
-    const struct sector **list = calloc(e->sectors.len + 1, sizeof(struct sector *));
-    for (size_t i = 0; list && i < e->sectors.len; i++)
-        list[i] = &e->sectors.ptr[i];
-    if (list)
-        qsort(list, e->sectors.len, sizeof(struct sector *), by_number);
-    return list;
-}
-
 struct walk {
-    struct qk_io *inner;
+    const struct stage *s;
     stage_fn *fn;
     void *opaque;
     unsigned epoch;
+    uint8_t *buf; /* RUN_BYTES */
+    uint64_t first;
+    size_t have; /* sectors from `first` on are in it */
 };
 
 /* The last sector of a file may be shorter than the others. */
-static int run_out(const struct walk *w, const struct epoch *e, uint64_t first, uint8_t *buf,
-                   size_t sectors, struct qk_error *err)
+static int run_out(struct walk *w, struct qk_error *err)
 {
-    uint64_t off = first * STAGE_SECTOR;
-    struct stage_run run = {w->epoch, off, sectors * STAGE_SECTOR, buf};
-    run.len = (size_t)min_u64(run.len, e->length - min_u64(off, e->length));
+    uint64_t off = w->first * STAGE_SECTOR, length = w->s->epochs.ptr[w->epoch].length;
+    struct stage_run run = {w->epoch, off, w->have * STAGE_SECTOR, w->buf};
+    run.len = (size_t)min_u64(run.len, length - min_u64(off, length));
+    w->have = 0;
     return run.len ? w->fn(w->opaque, &run, err) : 0;
 }
 
-static int epoch_each(const struct walk *w, const struct epoch *e, struct qk_error *err)
+static int walk_run(struct walk *w, const struct run *run, struct qk_error *err)
 {
-    CLEANUP_FREE const struct sector **list = in_order(e);
-    CLEANUP_FREE uint8_t *buf = malloc(RUN_BYTES);
-    if (!list || !buf)
-        return qk_fail_nomem(err);
     int ret = 0;
-    for (size_t i = 0; ret == 0 && i < e->sectors.len;) {
-        size_t n = 0;
-        while (ret == 0 && i + n < e->sectors.len && n < RUN_BYTES / STAGE_SECTOR &&
-               list[i + n]->number == list[i]->number + n) {
-            ret = sector_get(w->inner, list[i + n], buf + n * STAGE_SECTOR, err);
-            n++;
-        }
+    for (uint64_t number = run->first; ret == 0 && number < run_end(run);) {
+        if (w->have && (w->have == RUN_BYTES / STAGE_SECTOR || w->first + w->have != number))
+            ret = run_out(w, err);
+        if (!w->have)
+            w->first = number;
+        size_t n = (size_t)min_u64(RUN_BYTES / STAGE_SECTOR - w->have, run_end(run) - number);
         if (ret == 0)
-            ret = run_out(w, e, list[i]->number, buf, n, err);
-        i += n;
+            ret = sectors_get(w->s, run, number, n, w->buf + w->have * STAGE_SECTOR, err);
+        w->have += n;
+        number += n;
     }
     return ret;
+}
+
+static int epoch_each(struct walk *w, struct qk_error *err)
+{
+    struct run_at at;
+    const struct runs *sectors = &w->s->epochs.ptr[w->epoch].sectors;
+    const struct run *run = runs_from(sectors, 0, &at);
+    int ret = 0;
+    for (; ret == 0 && run; run = runs_next(sectors, &at))
+        ret = walk_run(w, run, err);
+    return ret == 0 && w->have ? run_out(w, err) : ret;
 }
 
 int stage_each(struct qk_io *io, stage_fn *fn, void *opaque, struct qk_error *err)
 {
     const struct stage *s = stage_of(io);
-    struct walk w = {s->inner, fn, opaque, 0};
+    CLEANUP_FREE uint8_t *buf = malloc(RUN_BYTES);
+    struct walk w = {.s = s, .fn = fn, .opaque = opaque, .buf = buf};
     uint64_t length = s->inner_length;
-    int ret = 0;
+    int ret = buf ? 0 : qk_fail_nomem(err);
     for (; ret == 0 && w.epoch < s->epochs.len; w.epoch++) {
         const struct epoch *e = &s->epochs.ptr[w.epoch];
         const struct stage_run grow = {w.epoch, e->length, 0, NULL};
@@ -469,7 +433,7 @@ int stage_each(struct qk_io *io, stage_fn *fn, void *opaque, struct qk_error *er
             ret = fn(opaque, &grow, err);
         length = e->length;
         if (ret == 0)
-            ret = epoch_each(&w, e, err);
+            ret = epoch_each(&w, err);
     }
     return ret;
 }

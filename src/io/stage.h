@@ -5,8 +5,8 @@
  *
  * A flush ends an epoch: what was written before it must be stable before anything that follows is
  * written. Within an epoch order means nothing, so writes to one sector of 512 bytes are merged.
- * Memory: 24 bytes and a slot for a sector that differs from what the store has by one word of
- * eight bytes in any number of places (the same new word, or the same bits flipped), else 512 more.
+ * Memory: at most SPILL_MEMORY (spill.h) for bytes, and 48 for each stretch of sectors that are one
+ * behind the other, or all the same.
  */
 #ifndef QK_IO_STAGE_H
 #define QK_IO_STAGE_H
@@ -15,8 +15,10 @@
 
 #define STAGE_SECTOR 512u
 
-/* `inner` is borrowed, and read only. */
-int io_stage_open(struct qk_io *inner, struct qk_io **out, struct qk_error *err);
+/* `inner` is borrowed, and read only. What is too much for memory goes to a nameless file in the
+ * folder of the file `beside`; NULL: to none. */
+int io_stage_open(struct qk_io *inner, const char *beside, struct qk_io **out,
+                  struct qk_error *err);
 
 /* Nothing was written or grown. */
 bool stage_empty(struct qk_io *io);
@@ -34,8 +36,7 @@ struct stage_run {
 /* Calls fn for everything that is staged, in order; within an epoch by offset. */
 typedef int stage_fn(void *opaque, const struct stage_run *run, struct qk_error *err);
 int stage_each(struct qk_io *io, stage_fn *fn, void *opaque, struct qk_error *err);
-/* Carries it out on `target`, which has the content that `inner` had. When it is `inner`, or one
- * over it, the stage is spent: what it shows after that means nothing. */
+/* Carries it out on `target`, which has the content that `inner` had; it may be `inner`. */
 int stage_commit(struct qk_io *io, struct qk_io *target, struct qk_error *err);
 
 #endif

@@ -6,18 +6,13 @@
  */
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/runs.h"
 #include "io/undo_log.h"
 
 #include <fcntl.h>
 #include <libgen.h>
 #include <string.h>
 #include <sys/random.h>
-
-/* Which of 64 sectors that lie side by side were saved. */
-struct mark {
-    uint64_t group; /* their number / 64 */
-    uint64_t saved; /* a bit for each; 0: the slot is empty */
-};
 
 struct undo {
     struct qk_io io;
@@ -27,59 +22,12 @@ struct undo {
     uint64_t log_end, seq;
     bool ready; /* nothing was announced since the last READY */
     uint64_t longest, shortest;
-    struct mark *marks; /* hash table */
-    size_t mark_count, mark_mask;
+    struct runs saved; /* sectors */
 };
 
 static struct undo *undo_of(struct qk_io *io)
 {
     return (struct undo *)io;
-}
-
-/* ---- marks ---- */
-
-static struct mark *mark_slot(const struct undo *u, uint64_t group)
-{
-    size_t i = (size_t)((group * UINT64_C(0x9e3779b97f4a7c15)) >> 20) & u->mark_mask;
-    while (u->marks[i].saved && u->marks[i].group != group)
-        i = (i + 1) & u->mark_mask;
-    return &u->marks[i];
-}
-
-static int marks_grow(struct undo *u)
-{
-    if (u->marks && (u->mark_count + 1) * 2 <= u->mark_mask + 1)
-        return 0;
-    struct undo old = *u;
-    size_t count = u->marks ? (u->mark_mask + 1) * 2 : 256;
-    u->marks = calloc(count, sizeof(*u->marks));
-    if (!u->marks) {
-        u->marks = old.marks;
-        return -ENOMEM;
-    }
-    u->mark_mask = count - 1;
-    for (size_t i = 0; old.marks && i <= old.mark_mask; i++) {
-        if (old.marks[i].saved)
-            *mark_slot(u, old.marks[i].group) = old.marks[i];
-    }
-    free(old.marks);
-    return 0;
-}
-
-static bool is_saved(const struct undo *u, uint64_t sector)
-{
-    return u->marks && (mark_slot(u, sector / 64)->saved >> sector % 64 & 1);
-}
-
-static int mark_saved(struct undo *u, uint64_t sector)
-{
-    if (marks_grow(u) < 0)
-        return -ENOMEM;
-    struct mark *m = mark_slot(u, sector / 64);
-    u->mark_count += !m->saved;
-    m->group = sector / 64;
-    m->saved |= UINT64_C(1) << sector % 64;
-    return 0;
 }
 
 /* ---- the log ---- */
@@ -118,10 +66,9 @@ static int save_run(struct undo *u, uint64_t off, const uint8_t *old, size_t len
         r.type = UNDO_ZERO;
         r.payload_bytes = 0;
     }
+    const struct run sectors = {off / UNDO_SECTOR, (uint32_t)div_round_up(len, UNDO_SECTOR), 0, 0};
     int ret = append(u, r, old, err);
-    for (uint64_t s = off / UNDO_SECTOR; ret == 0 && s * UNDO_SECTOR < off + len; s++)
-        ret = mark_saved(u, s) < 0 ? qk_fail_nomem(err) : 0;
-    return ret;
+    return ret == 0 && runs_put(&u->saved, sectors) < 0 ? qk_fail_nomem(err) : ret;
 }
 
 /* What of the range [off, off + len) was there before and is not saved yet. */
@@ -131,16 +78,15 @@ static int save_old(struct undo *u, uint64_t off, const uint8_t *old, size_t len
     uint64_t end = min_u64(off + len, max_u64(off, u->head.length));
     int ret = 0;
     for (uint64_t at = off; ret == 0 && at < end;) {
-        uint64_t run = at;
-        while (run < end && !is_saved(u, run / UNDO_SECTOR))
-            run += UNDO_SECTOR;
-        run = min_u64(run, end);
-        if (run == at) {
-            at += UNDO_SECTOR;
+        struct run_at place;
+        const struct run *saved = runs_from(&u->saved, at / UNDO_SECTOR, &place);
+        if (saved && saved->first * UNDO_SECTOR <= at) {
+            at = run_end(saved) * UNDO_SECTOR;
             continue;
         }
-        ret = save_run(u, at, old + (at - off), (size_t)(run - at), err);
-        at = run;
+        uint64_t stop = saved ? min_u64(end, saved->first * UNDO_SECTOR) : end;
+        ret = save_run(u, at, old + (at - off), (size_t)(stop - at), err);
+        at = stop;
     }
     return ret;
 }
@@ -354,7 +300,7 @@ static int undo_close(struct qk_io *io, struct qk_error *err)
     struct undo *u = undo_of(io);
     (void)err;
     pthread_mutex_destroy(&u->lock);
-    free(u->marks);
+    runs_free(&u->saved);
     free(u->io.name);
     free(u);
     return 0;

@@ -33,12 +33,19 @@ struct check_findings {
     unsigned needed; /* of enum qk_allow */
     uint64_t needing[CHECK_CHOICES];
     bool explained[MAX_EXPLAINED];
+    char *buffer; /* of stderr */
     struct check_finding *item;
     size_t count, room;
 };
 
+/* Lines between these go out in large pieces, unless a terminal shows them: a damaged image may
+ * have one for each cluster. */
+void findings_begin(struct check_findings *findings);
+void findings_end(struct check_findings *findings);
+
 /* For struct qk_check_options; opaque is a struct check_findings. */
 void findings_on_problem(void *findings, const struct qk_problem *problem);
+bool findings_on_run(void *findings, const struct qk_problem *first, uint64_t clusters);
 void findings_on_step(void *findings, const struct qk_plan_step *step);
 void findings_on_message(void *findings, const char *line);
 

@@ -155,6 +155,7 @@ struct check_run {
     bool quiet, json, plan, no_undo;
     const char *undo_given; /* --undo */
     char *undo;             /* the undo file of a repair; NULL: none */
+    char *rollback;         /* to which snapshot the disk may go back; NULL: the newest sound one */
     bool undo_saved, own;   /* own: called as qcowkit */
     struct check_findings findings;
     struct check_json out;
@@ -167,15 +168,20 @@ static int check_once(struct check_run *run, unsigned fix, struct qk_error *err)
     struct qk_check_options check = QK_CHECK_OPTIONS_INIT;
     check.fix = fix;
     check.on_problem = findings_on_problem;
+    check.on_run = findings_on_run;
     check.on_message = findings_on_message;
     check.on_step = findings_on_step;
     check.opaque = &run->findings;
     check.allow = run->allow;
+    check.rollback = run->rollback;
     check.plan_only = run->plan;
     check.undo_file = run->undo;
     check.progress = progress_hook(&run->progress);
     run->result = (struct qk_check_result)QK_CHECK_RESULT_INIT;
-    return qk_disk_check(run->disk, &check, &run->result, err);
+    findings_begin(&run->findings);
+    int ret = qk_disk_check(run->disk, &check, &run->result, err);
+    findings_end(&run->findings);
+    return ret;
 }
 
 /* After a repair the image is checked once more, and that is what counts. */
@@ -508,7 +514,7 @@ static int read_options(struct check_run *run, const struct opts *opts)
     run->findings.plan = run->plan && !run->quiet;
     int status = repair_option(opts, &run->fix);
     if (status < 0)
-        status = check_allow_option(opts, OPT_ALLOW, &run->allow);
+        status = check_allow_option(opts, OPT_ALLOW, &run->allow, &run->rollback);
     if (status >= 0)
         return status;
     if (run->plan && !run->fix)
@@ -551,5 +557,6 @@ int cmd_check(int argc, char **argv)
     status = run_check(&run);
     findings_free(&run.findings);
     text_free(&run.undo);
+    text_free(&run.rollback);
     return close_image(run.disk) ? STATUS_FAILED : status;
 }
