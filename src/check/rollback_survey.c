@@ -327,11 +327,21 @@ static void survey_all(struct check *c)
     }
 }
 
+/* The tables may mean something else than what was read. */
+static bool header_doubtful(const struct check *c)
+{
+    for (unsigned id = 0; id < PROBLEM_COUNT; id++) {
+        if (c->sink.seen[id] && (problems[id].actions & ACT_REFUSE))
+            return true;
+    }
+    return false;
+}
+
 int rollback_survey(struct check *c, struct qk_error *err)
 {
     struct way_back *w = &c->way_back;
     bool wanted = c->opts->allow & QK_ALLOW_ROLLBACK;
-    if (c->rollback || !(wanted || c->opts->on_problem))
+    if (c->rollback || !(wanted || c->opts->on_problem) || header_doubtful(c))
         return 0;
     w->damaged = active_damaged(c);
     if (!w->damaged)

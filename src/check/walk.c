@@ -177,8 +177,8 @@ static int walk_odd_entry(struct walk *w, uint32_t index, struct l2_entry e)
     struct check *c = w->c;
     struct l2_verdict v;
     l2_judge(c, e, table_guest_off(c, w->t, index), &v);
-    if (v.problem_count)
-        w->t->flags |= L2_BAD;
+    for (unsigned i = 0; i < v.problem_count; i++)
+        w->t->flags |= problems[v.problems[i]].repair == QK_REPAIR_SAFE ? L2_BAD : L2_BAD | L2_HURT;
     if (v.compressed) {
         w->allocated++;
         w->compressed++;

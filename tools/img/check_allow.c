@@ -13,7 +13,12 @@ const struct check_choice check_choices[CHECK_CHOICES] = {
     {"snapshots", QK_ALLOW_SNAPSHOTS, "drop the snapshots that cannot be used"},
     {"bitmaps", QK_ALLOW_BITMAPS, "drop the bitmaps that cannot be used"},
     {"copies", QK_ALLOW_COPIES, "give guest clusters that share a cluster one each"},
+    {"rollback", QK_ALLOW_ROLLBACK,
+     "bring the disk back to a sound snapshot, which gives up what was written since"},
 };
+
+/* Going back is no way of repairing single entries: it has to be asked for by its own name. */
+#define LOSSY (~(unsigned)QK_ALLOW_ROLLBACK)
 
 static unsigned word_bits(const char *word, size_t len)
 {
@@ -21,16 +26,27 @@ static unsigned word_bits(const char *word, size_t len)
         if (strlen(check_choices[i].name) == len && !strncmp(check_choices[i].name, word, len))
             return check_choices[i].bit;
     }
-    return len == strlen("lossy") && !strncmp(word, "lossy", len) ? ~0u : 0;
+    return len == strlen("lossy") && !strncmp(word, "lossy", len) ? LOSSY : 0;
 }
 
-int check_allow_option(const struct opts *opts, int id, unsigned *allow)
+/* "rollback=monday" */
+static bool word_snapshot(const char *word, size_t len, char **rollback)
+{
+    const size_t prefix = strlen("rollback=");
+    if (len <= prefix || strncmp(word, "rollback=", prefix) != 0)
+        return false;
+    text_free(rollback);
+    *rollback = xprintf("%.*s", (int)(len - prefix), word + prefix);
+    return true;
+}
+
+int check_allow_option(const struct opts *opts, int id, unsigned *allow, char **rollback)
 {
     const char *at;
     for (size_t n = 0; (at = opts_nth(opts, id, n)); n++) {
         for (size_t len; *at; at += len + (at[len] == ',')) {
             len = strcspn(at, ",");
-            unsigned bits = word_bits(at, len);
+            unsigned bits = word_snapshot(at, len, rollback) ? QK_ALLOW_ROLLBACK : word_bits(at, len);
             if (!bits)
                 return usage_error("Unknown word in --allow: %.*s", (int)len, at);
             *allow |= bits;
@@ -41,9 +57,10 @@ int check_allow_option(const struct opts *opts, int id, unsigned *allow)
 
 char *check_allow_names(unsigned bits)
 {
-    char *list = xstrdup(bits == ~0u ? "lossy" : "");
+    bool lossy = (bits & LOSSY) == LOSSY;
+    char *list = xstrdup(lossy ? "lossy" : "");
     for (size_t i = 0; i < CHECK_CHOICES; i++) {
-        if (bits == ~0u || !(bits & check_choices[i].bit))
+        if (!(bits & check_choices[i].bit) || (lossy && (LOSSY & check_choices[i].bit)))
             continue;
         char *longer = xprintf("%s%s%s", list, *list ? "," : "", check_choices[i].name);
         text_free(&list);

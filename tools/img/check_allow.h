@@ -13,11 +13,12 @@ struct check_choice {
     unsigned bit;     /* of enum qk_allow */
     const char *does; /* "clear ...", for a question and for a hint */
 };
-#define CHECK_CHOICES 5
+#define CHECK_CHOICES 6
 extern const struct check_choice check_choices[CHECK_CHOICES];
 
-/* The values of option `id` -> bits. Returns -1 to go on, or the exit status of a wrong one. */
-int check_allow_option(const struct opts *opts, int id, unsigned *allow);
+/* The values of option `id` -> bits, and the snapshot of "rollback=SNAPSHOT", to be freed. Returns -1
+ * to go on, or the exit status of a wrong one. */
+int check_allow_option(const struct opts *opts, int id, unsigned *allow, char **rollback);
 
 /* "entries,header"; to be freed. */
 char *check_allow_names(unsigned bits);
