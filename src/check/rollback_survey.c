@@ -166,6 +166,8 @@ static const char *size_fault(const struct check *c, const struct rollback *r)
     if (r->disk_bytes > INT64_MAX ||
         geometry_l1_entries(c->g, r->disk_bytes) * 8 > QCOW2_MAX_L1_BYTES)
         return "its disk size is impossible";
+    if (!r->l1_entries && r->disk_bytes)
+        return "it has no L1 table";
     if (c->h->version < 3 && r->disk_bytes != c->h->size_bytes)
         return "its disk has another size, which images of version 2 cannot go back to";
     return NULL;
@@ -189,9 +191,12 @@ static const char *candidate_fault(struct check *c, size_t i, struct rollback *r
     uint8_t head[SNAPSHOT_FIXED_BYTES + SNAPSHOT_V3_EXTRA_BYTES];
     uint64_t off = c->snapshot_kept.ptr[2 * i];
     size_t len = (size_t)min_u64(sizeof(head), c->snapshot_kept.ptr[2 * i + 1]);
-    if (io_read(c->file, off, head, len, NULL) < 0)
+    if (!range_within(off, c->snapshot_kept.ptr[2 * i + 1], c->file_bytes) ||
+        io_read(c->file, off, head, len, NULL) < 0)
         return "its entry cannot be read";
     struct snapshot_fixed f = snapshot_fixed_decode(head);
+    if (!f.l1_off || !f.id_bytes) /* as where a table was cut off */
+        return "its entry is empty";
     bool has_size = f.extra_bytes >= SNAPSHOT_V3_EXTRA_BYTES && len == sizeof(head);
     *r = (struct rollback){
         .entry_off = off,
