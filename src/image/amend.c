@@ -4,6 +4,7 @@
  * next one (doc/design/resize-amend.md).
  */
 #include "image/expand_zero.h"
+#include "image/l2_walk.h"
 #include "image/refcount_width.h"
 #include "image/reshape.h"
 
@@ -29,7 +30,7 @@ static int judge_values(const struct image *img, const struct amend_params *p, s
     const bool v2 = version_after(img, p) < 3;
     const bool downgrade = v2 && img->h.version >= 3;
     const uint32_t bits = width_after(img, p);
-    const uint64_t left = INCOMPAT_DIRTY;
+    const uint64_t left = INCOMPAT_DIRTY | INCOMPAT_COMPRESSION;
     char features[96];
     snprintf(features, sizeof(features),
              "Cannot downgrade an image with incompatible features %#" PRIx64 " set",
@@ -92,11 +93,40 @@ static int judge_width(struct image *img, const struct amend_params *p, struct q
     return ret;
 }
 
+static int refuse_compressed(void *opaque, const struct l2_table *t, uint8_t *bytes,
+                             struct qk_error *err)
+{
+    const struct image *img = opaque;
+    for (uint32_t i = 0; i < img->g.l2_entries; i++)
+        if (l2_entry_load(&img->g, bytes, i).raw & ENTRY_COMPRESSED)
+            return qk_fail_at(
+                err, -ENOTSUP,
+                WHERE(img->file->name, "L2 table", t->off + (uint64_t)i * img->g.l2_entry_bytes),
+                "Cannot downgrade an image with zstd compression type and existing "
+                "compressed clusters");
+    return 0;
+}
+
+/* Version 2 knows zlib only, which no cluster may contradict, also of a snapshot. */
+static int judge_compression(struct image *img, const struct amend_params *p, struct qk_error *err)
+{
+    struct l2_table_vec tables = {0};
+    if (version_after(img, p) >= 3 || !(img->h.incompatible & INCOMPAT_COMPRESSION))
+        return 0;
+    int ret = l2_tables_all(img, &tables, err);
+    if (ret == 0)
+        ret = l2_tables_visit(img, &tables, refuse_compressed, img, err);
+    l2_table_vec_free(&tables);
+    return ret;
+}
+
 static int judge(struct image *img, const struct amend_params *p, struct qk_error *err)
 {
     int ret = judge_values(img, p, err);
     if (ret == 0)
         ret = judge_snapshots(img, p, err);
+    if (ret == 0)
+        ret = judge_compression(img, p, err);
     return ret < 0 ? ret : judge_width(img, p, err);
 }
 
@@ -201,10 +231,13 @@ static int downgrade_held(struct image *img, const struct amend_params *p, struc
     h.version = 2;
     h.header_bytes = QCOW2_V2_HEADER_BYTES;
     h.incompatible = h.compatible = h.autoclear = 0;
+    h.compression_type = COMPRESSION_ZLIB;
     ret = switch_version(img, &change, err);
-    if (ret == 0)
-        img->lazy = false;
-    return ret;
+    if (ret < 0)
+        return ret;
+    img->lazy = false;
+    codec_pool_empty(img);
+    return 0;
 }
 
 /* ---- the other steps ---- */

@@ -30,11 +30,24 @@ static void workspace_free(struct workspace *ws)
     free(ws);
 }
 
+static void drop_idle(struct codec_pool *pool)
+{
+    while (pool->count)
+        workspace_free(pool->idle[--pool->count]);
+}
+
 void codec_pool_destroy(struct codec_pool *pool)
 {
-    for (unsigned i = 0; i < pool->count; i++)
-        workspace_free(pool->idle[i]);
+    drop_idle(pool);
     pthread_mutex_destroy(&pool->lock);
+}
+
+void codec_pool_empty(struct image *img)
+{
+    int max = codec_level_max((enum codec_type)img->h.compression_type);
+    drop_idle(&img->codecs);
+    if (img->opts.compression_level > max)
+        img->opts.compression_level = max;
 }
 
 static int workspace_new(struct image *img, struct workspace **out, struct qk_error *err)

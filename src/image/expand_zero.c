@@ -8,7 +8,6 @@
 #include "image/expand_zero.h"
 
 #include "image/l2_walk.h"
-#include "image/snapshots.h"
 
 #define BATCH_BYTES (4u << 20) /* at least a cluster */
 
@@ -184,48 +183,6 @@ static int expand_table(void *opaque, const struct l2_table *t, uint8_t *bytes,
     return ret;
 }
 
-/* ---- all L1 tables ---- */
-
-DEFINE_VECTOR(u64_vec, uint64_t)
-
-static int append_entries(struct u64_vec *all, const uint64_t *l1, uint64_t count,
-                          struct qk_error *err)
-{
-    if (u64_vec_reserve(all, all->len + count) < 0)
-        return qk_fail_nomem(err);
-    for (uint64_t i = 0; i < count; i++)
-        u64_vec_append(all, l1[i]);
-    return 0;
-}
-
-static int append_snapshots(struct image *img, struct u64_vec *all, struct qk_error *err)
-{
-    struct snapshot_vec snapshots;
-    int ret = image_snapshots(img, &snapshots, err);
-    for (size_t i = 0; i < snapshots.len && ret == 0; i++) {
-        uint64_t *l1;
-        ret = snapshot_read_l1(img, &snapshots.ptr[i], 0, &l1, err);
-        if (ret < 0)
-            break;
-        ret = append_entries(all, l1, snapshots.ptr[i].fixed.l1_entries, err);
-        free(l1);
-    }
-    snapshots_free_all(&snapshots);
-    return ret;
-}
-
-static int find_tables(struct image *img, struct l2_table_vec *out, struct qk_error *err)
-{
-    struct u64_vec all = {0};
-    int ret = append_entries(&all, img->l1, img->l1_count, err);
-    if (ret == 0)
-        ret = append_snapshots(img, &all, err);
-    if (ret == 0)
-        ret = l2_tables_of(img, all.ptr, all.len, out, err);
-    u64_vec_free(&all);
-    return ret;
-}
-
 int expand_zero(struct image *img, const struct qk_progress *progress, struct qk_error *err)
 {
     struct l2_table_vec tables = {0};
@@ -233,7 +190,7 @@ int expand_zero(struct image *img, const struct qk_progress *progress, struct qk
     x.progress = progress;
     int ret = image_writeback(img, true, err);
     if (ret == 0)
-        ret = find_tables(img, &tables, err);
+        ret = l2_tables_all(img, &tables, err);
     x.total = tables.len;
     if (ret == 0)
         ret = l2_tables_visit(img, &tables, expand_table, &x, err);

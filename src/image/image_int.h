@@ -273,6 +273,8 @@ int compressed_write(struct image *img, guest_off_t off, const struct iovec *iov
                      struct qk_error *err);
 void codec_pool_init(struct codec_pool *pool);
 void codec_pool_destroy(struct codec_pool *pool);
+/* The image has another compression type now. Nobody is using one. */
+void codec_pool_empty(struct image *img);
 
 /* ---- writing ---- */
 /* The range lies in the disk, the image is prepared for writes, and the bitmaps know that guest

@@ -23,6 +23,8 @@ DEFINE_VECTOR(l2_table_vec, struct l2_table)
  * unaligned or beyond the end of the file. *out is empty or to be freed by the caller. */
 int l2_tables_of(struct image *img, const uint64_t *l1, uint64_t count, struct l2_table_vec *out,
                  struct qk_error *err);
+/* The same for the active L1 and those of all snapshots. */
+int l2_tables_all(struct image *img, struct l2_table_vec *out, struct qk_error *err);
 /* The table at `off`; NULL: none of these. */
 const struct l2_table *l2_tables_find(const struct l2_table_vec *tables, uint64_t off);
 
