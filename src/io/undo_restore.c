@@ -1,6 +1,7 @@
 /*
- * undo_restore.c - the way back: reads an undo log (untrusted, INV-4), holds the store against it,
- * and only then writes. Memory: 24 bytes for each sector state that the log announces.
+ * undo_restore.c - the way back: reads an undo log (untrusted, INV-4), holds the store against it
+ * window by window, and only then writes. Memory: 24 bytes for each record of the log, and three
+ * windows.
  */
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -10,18 +11,15 @@
 #include <inttypes.h>
 #include <string.h>
 
+#define WINDOW         UNDO_RANGE_MAX
+#define WINDOW_SECTORS (WINDOW / UNDO_SECTOR)
+
+/* A record about a range of the store. */
 struct piece {
-    struct undo_record record;
-    uint64_t payload_off; /* in the log */
+    uint64_t off, payload_off; /* in the store, in the log */
+    uint32_t len, type;
 };
 DEFINE_VECTOR(piece_vec, struct piece)
-
-/* One state that a sector may be in. */
-struct state {
-    uint64_t sector;
-    uint32_t sum;
-};
-DEFINE_VECTOR(state_vec, struct state)
 
 struct restore {
     struct qk_io *log, *store;
@@ -29,10 +27,14 @@ struct restore {
     uint64_t log_bytes;
     bool begun; /* changes were allowed to happen */
     uint64_t longest, shortest;
-    struct piece_vec pieces;
-    struct state_vec states;
-    uint8_t *payload, *buf; /* UNDO_RANGE_MAX each */
+    struct piece_vec pieces;       /* by their place in the store once the log is read */
+    uint8_t *payload, *buf;        /* WINDOW each */
+    uint32_t sums[WINDOW_SECTORS]; /* of the sectors in buf */
+    uint8_t known[WINDOW_SECTORS]; /* enum known */
 };
+
+/* What the log says of a sector in the window. */
+enum known { KNOWN = 1, FITS = 2 };
 
 static int log_damaged(const struct restore *r, uint64_t off, struct qk_error *err)
 {
@@ -43,17 +45,15 @@ static int log_damaged(const struct restore *r, uint64_t off, struct qk_error *e
 /* ---- reading the log ---- */
 
 /* False: no sound record of this place there. Its payload is in r->payload. */
-static bool record_at(struct restore *r, uint64_t off, struct piece *out)
+static bool record_at(struct restore *r, uint64_t off, struct undo_record *record)
 {
     uint8_t bytes[UNDO_RECORD_BYTES];
     if (!range_within(off, sizeof(bytes), r->log_bytes) ||
-        io_read(r->log, off, bytes, sizeof(bytes), NULL) < 0 ||
-        !undo_record_decode(bytes, &out->record))
+        io_read(r->log, off, bytes, sizeof(bytes), NULL) < 0 || !undo_record_decode(bytes, record))
         return false;
-    out->payload_off = off + sizeof(bytes);
-    size_t n = (size_t)out->record.payload_bytes;
-    if (!range_within(out->payload_off, n, r->log_bytes) ||
-        io_read(r->log, out->payload_off, r->payload, n, NULL) < 0)
+    off += sizeof(bytes);
+    size_t n = (size_t)record->payload_bytes;
+    if (!range_within(off, n, r->log_bytes) || io_read(r->log, off, r->payload, n, NULL) < 0)
         return false;
     return undo_record_sound(&r->head, bytes, r->payload, n);
 }
@@ -80,26 +80,75 @@ static bool ready_behind(struct restore *r, uint64_t off)
     return false;
 }
 
+/* What a log says up to some place. */
+struct reading {
+    uint64_t off, seq;
+    size_t pieces;
+    uint64_t longest, shortest;
+};
+
+static int record_keep(struct restore *r, struct reading *at, const struct undo_record *record,
+                       struct qk_error *err)
+{
+    const struct piece piece = {record->off, at->off + UNDO_RECORD_BYTES, (uint32_t)record->len,
+                                record->type};
+    if (record->type == UNDO_SIZE) {
+        at->longest = max_u64(at->longest, record->len);
+        at->shortest = min_u64(at->shortest, record->len);
+        return 0;
+    }
+    if (record->type == UNDO_REDY || !record->len)
+        return 0;
+    if (record->type != UNDO_SUMS && !range_within(record->off, record->len, r->head.length))
+        return log_damaged(r, at->off, err);
+    at->pieces++;
+    return piece_vec_append(&r->pieces, piece) < 0 ? qk_fail_nomem(err) : 0;
+}
+
+static int piece_compare(const void *a, const void *b)
+{
+    const struct piece *x = a, *y = b;
+    if (x->off != y->off)
+        return x->off < y->off ? -1 : 1;
+    return x->payload_off < y->payload_off ? -1 : x->payload_off > y->payload_off;
+}
+
+/* Only what its last REDY has behind it counts. Without one nothing was changed: then the store has
+ * what was saved, and no other state is possible. */
+static void keep_ready(struct restore *r, const struct reading *ready)
+{
+    size_t kept = 0;
+    r->longest = ready->longest;
+    r->shortest = ready->shortest;
+    if (r->begun)
+        r->pieces.len = ready->pieces;
+    for (size_t i = 0; i < r->pieces.len; i++) {
+        if (r->begun || r->pieces.ptr[i].type != UNDO_SUMS)
+            r->pieces.ptr[kept++] = r->pieces.ptr[i];
+    }
+    r->pieces.len = kept;
+    if (kept)
+        qsort(r->pieces.ptr, kept, sizeof(*r->pieces.ptr), piece_compare);
+}
+
 static int records_load(struct restore *r, struct qk_error *err)
 {
-    size_t ready = 0;
-    uint64_t off = UNDO_HEAD_BYTES;
-    struct piece piece;
-    while (record_at(r, off, &piece) && piece.record.seq == r->pieces.len) {
-        if (piece.record.type != UNDO_SUMS && piece.record.type != UNDO_SIZE &&
-            !range_within(piece.record.off, piece.record.len, r->head.length))
-            return log_damaged(r, off, err);
-        if (piece_vec_append(&r->pieces, piece) < 0)
-            return qk_fail_nomem(err);
-        off = piece.payload_off + round_up(piece.record.payload_bytes, UNDO_ALIGN);
-        if (piece.record.type == UNDO_REDY)
-            ready = r->pieces.len;
+    struct reading at = {UNDO_HEAD_BYTES, 0, 0, r->head.length, r->head.length}, ready = at;
+    struct undo_record record;
+    while (record_at(r, at.off, &record) && record.seq == at.seq) {
+        int ret = record_keep(r, &at, &record, err);
+        if (ret < 0)
+            return ret;
+        at.seq++;
+        at.off += UNDO_RECORD_BYTES + round_up(record.payload_bytes, UNDO_ALIGN);
+        if (record.type == UNDO_REDY) {
+            r->begun = true;
+            ready = at;
+        }
     }
-    if (off < r->log_bytes && ready_behind(r, off))
-        return log_damaged(r, off, err);
-    r->begun = ready;
-    if (ready)
-        r->pieces.len = ready;
+    if (at.off < r->log_bytes && ready_behind(r, at.off))
+        return log_damaged(r, at.off, err);
+    keep_ready(r, &ready);
     return 0;
 }
 
@@ -114,58 +163,6 @@ static int head_load(struct restore *r, struct qk_error *err)
 
 /* ---- holding the store against it ---- */
 
-static int state_add(struct restore *r, uint64_t sector, uint32_t sum, struct qk_error *err)
-{
-    const struct state s = {sector, sum};
-    return state_vec_append(&r->states, s) < 0 ? qk_fail_nomem(err) : 0;
-}
-
-/* A store reads as zeroes behind its end, so the last sector counts as a whole one. */
-static int states_of_piece(struct restore *r, const struct piece *p, struct qk_error *err)
-{
-    const struct undo_record *rec = &p->record;
-    size_t n = (size_t)div_round_up(rec->len, UNDO_SECTOR);
-    memset(r->payload, 0, n * UNDO_SECTOR);
-    int ret = io_read(r->log, p->payload_off, r->payload, (size_t)rec->payload_bytes, err);
-    for (size_t i = 0; ret == 0 && i < n; i++) {
-        uint32_t sum = rec->type == UNDO_SUMS
-                           ? load_be32(r->payload + 4 * i)
-                           : crc32c(0, r->payload + i * UNDO_SECTOR, UNDO_SECTOR);
-        ret = state_add(r, rec->off / UNDO_SECTOR + i, sum, err);
-    }
-    return ret;
-}
-
-static int state_compare(const void *a, const void *b)
-{
-    const struct state *x = a, *y = b;
-    if (x->sector != y->sector)
-        return x->sector < y->sector ? -1 : 1;
-    return x->sum < y->sum ? -1 : x->sum > y->sum;
-}
-
-static int states_load(struct restore *r, struct qk_error *err)
-{
-    r->longest = r->shortest = r->head.length;
-    for (size_t i = 0; i < r->pieces.len; i++) {
-        const struct undo_record *rec = &r->pieces.ptr[i].record;
-        int ret = 0;
-        if (!r->begun && (rec->type == UNDO_SUMS || rec->type == UNDO_SIZE))
-            continue; /* nothing of it happened */
-        if (rec->type == UNDO_SIZE) {
-            r->longest = max_u64(r->longest, rec->len);
-            r->shortest = min_u64(r->shortest, rec->len);
-        } else if (rec->type != UNDO_REDY) {
-            ret = states_of_piece(r, &r->pieces.ptr[i], err);
-        }
-        if (ret < 0)
-            return ret;
-    }
-    if (r->states.len)
-        qsort(r->states.ptr, r->states.len, sizeof(*r->states.ptr), state_compare);
-    return 0;
-}
-
 static int changed_since(const struct restore *r, uint64_t off, struct qk_error *err)
 {
     return qk_fail_at(err, -EUCLEAN, WHERE(r->store->name, NULL, off),
@@ -175,66 +172,99 @@ static int changed_since(const struct restore *r, uint64_t off, struct qk_error 
                       off);
 }
 
-/* The states from i on are of one sector; *next is where those of another begin. */
-static bool sector_fits(const struct restore *r, size_t i, const uint8_t *bytes, size_t *next)
+/* The part of the store that is looked at; whole sectors. */
+struct window {
+    uint64_t off, end;
+    size_t first; /* the first piece that may reach into it */
+};
+
+/* A store reads as zeroes behind its end, so the last sector counts as a whole one. */
+static int look_piece(struct restore *r, const struct window *w, const struct piece *p,
+                      struct qk_error *err)
 {
-    uint64_t sector = r->states.ptr[i].sector;
-    uint32_t sum = crc32c(0, bytes, UNDO_SECTOR);
-    static const uint8_t zero[UNDO_SECTOR];
-    /* What the store grew by was zero first. */
-    bool fits = sector * UNDO_SECTOR >= r->head.length && !memcmp(bytes, zero, sizeof(zero));
-    for (; i < r->states.len && r->states.ptr[i].sector == sector; i++)
-        fits |= r->states.ptr[i].sum == sum;
-    *next = i;
-    return fits;
+    uint64_t off = max_u64(p->off, w->off), end = min_u64(p->off + p->len, w->end),
+             skip = off - p->off;
+    size_t n = (size_t)div_round_up(end - off, UNDO_SECTOR), at = (off - w->off) / UNDO_SECTOR;
+    memset(r->payload, 0, n * UNDO_SECTOR);
+    int ret = 0;
+    if (p->type == UNDO_BYTE)
+        ret = io_read(r->log, p->payload_off + skip, r->payload, (size_t)(end - off), err);
+    else if (p->type == UNDO_SUMS)
+        ret = io_read(r->log, p->payload_off + skip / UNDO_SECTOR * 4, r->payload, n * 4, err);
+    for (size_t i = 0; ret == 0 && i < n; i++) {
+        uint32_t sum = p->type == UNDO_SUMS ? load_be32(r->payload + 4 * i)
+                                            : crc32c(0, r->payload + i * UNDO_SECTOR, UNDO_SECTOR);
+        r->known[at + i] |= (uint8_t)(KNOWN | (sum == r->sums[at + i] ? FITS : 0));
+    }
+    return ret;
 }
 
-static int sectors_fit(struct restore *r, struct qk_error *err)
+/* Each sector is in a state that the log knows; what the store grew by may be zero, too, and what
+ * else there is in its old part was not touched. */
+static int sectors_fit(struct restore *r, const struct window *w, struct qk_error *err)
 {
-    uint64_t from = 0, have = 0; /* what r->buf holds */
-    for (size_t i = 0; i < r->states.len;) {
-        uint64_t off = r->states.ptr[i].sector * UNDO_SECTOR;
-        if (!have || off + UNDO_SECTOR > from + have) {
-            /* Only as far as the next sectors lie close together. */
-            from = off;
-            have = UNDO_SECTOR;
-            for (size_t k = i + 1; k < r->states.len && have < UNDO_RANGE_MAX; k++) {
-                uint64_t at = r->states.ptr[k].sector * UNDO_SECTOR;
-                if (at > from + have)
-                    break;
-                have = at + UNDO_SECTOR - from;
-            }
-            int ret = io_read(r->store, from, r->buf, (size_t)have, err);
-            if (ret < 0)
-                return ret;
-        }
-        if (!sector_fits(r, i, r->buf + (off - from), &i))
+    static const uint8_t zero[UNDO_SECTOR];
+    for (uint64_t off = w->off; off < w->end; off += UNDO_SECTOR) {
+        size_t i = (size_t)((off - w->off) / UNDO_SECTOR);
+        bool grown = off >= r->head.length;
+        bool fits = (r->known[i] & FITS) || (!grown && !r->known[i]) ||
+                    (grown && !memcmp(r->buf + (off - w->off), zero, sizeof(zero)));
+        if (!fits)
             return changed_since(r, off, err);
     }
     return 0;
 }
 
-static int state_find(const void *key, const void *item)
+static int window_fits(struct restore *r, const struct window *w, struct qk_error *err)
 {
-    const struct state *k = key, *s = item;
-    return k->sector < s->sector ? -1 : k->sector > s->sector;
+    size_t sectors = (size_t)((w->end - w->off) / UNDO_SECTOR);
+    int ret = io_read(r->store, w->off, r->buf, (size_t)(w->end - w->off), err);
+    for (size_t i = 0; ret == 0 && i < sectors; i++) {
+        r->sums[i] = crc32c(0, r->buf + i * UNDO_SECTOR, UNDO_SECTOR);
+        r->known[i] = 0;
+    }
+    for (size_t i = w->first; i < r->pieces.len && r->pieces.ptr[i].off < w->end && ret == 0; i++) {
+        if (r->pieces.ptr[i].off + r->pieces.ptr[i].len > w->off)
+            ret = look_piece(r, w, &r->pieces.ptr[i], err);
+    }
+    return ret < 0 ? ret : sectors_fit(r, w, err);
 }
 
-/* What the store grew by holds what was announced, and else nothing. */
-static int growth_fits(struct restore *r, uint64_t length, struct qk_error *err)
+/* The first place from `off` on where the store has grown by something that is not known to read as
+ * zeroes. */
+static uint64_t grown_from(const struct restore *r, uint64_t off, uint64_t length)
 {
-    static const uint8_t zero[UNDO_SECTOR];
-    for (uint64_t off = round_up(r->head.length, UNDO_SECTOR); off < length; off += UNDO_SECTOR) {
-        const struct state key = {.sector = off / UNDO_SECTOR};
-        if (r->states.len && bsearch(&key, r->states.ptr, r->states.len, sizeof(key), state_find))
-            continue;
-        int ret = io_read(r->store, off, r->buf, UNDO_SECTOR, err);
-        if (ret < 0)
-            return ret;
-        if (memcmp(r->buf, zero, sizeof(zero)) != 0)
-            return changed_since(r, off, err);
+    struct qk_extent extent;
+    off = max_u64(off, round_up(r->head.length, UNDO_SECTOR));
+    while (off < length && io_status(r->store, off, length - off, 0, &extent, NULL) == 0 &&
+           (extent.flags & QK_EXTENT_ZERO) && extent.len >= UNDO_SECTOR)
+        off += round_down(min_u64(extent.len, length - off), UNDO_SECTOR);
+    return off < length ? off : UINT64_MAX;
+}
+
+/* The next window from `w->end` on that has something to look at; false: none. */
+static bool window_next(const struct restore *r, struct window *w, uint64_t *grown, uint64_t length)
+{
+    const struct piece *p = r->pieces.ptr;
+    size_t n = r->pieces.len, i;
+    uint64_t from = w->end, off = UINT64_MAX;
+    while (w->first < n && p[w->first].off + p[w->first].len <= from)
+        w->first++;
+    for (i = w->first; i < n && off > from && p[i].off < off; i++) {
+        if (p[i].off + p[i].len > from)
+            off = max_u64(p[i].off, from);
     }
-    return 0;
+    if (*grown < from)
+        *grown = grown_from(r, from, length);
+    off = min_u64(off, *grown);
+    if (off == UINT64_MAX)
+        return false;
+    uint64_t end = *grown == off ? off + UNDO_SECTOR : off;
+    for (i = w->first; i < n && p[i].off <= end && end < off + WINDOW; i++)
+        end = max_u64(end, round_up(p[i].off + p[i].len, UNDO_SECTOR));
+    w->off = off;
+    w->end = *grown == off ? off + WINDOW : min_u64(end, off + WINDOW);
+    return true;
 }
 
 static int store_fits(struct restore *r, struct qk_error *err)
@@ -243,34 +273,34 @@ static int store_fits(struct restore *r, struct qk_error *err)
     int ret = io_size(r->store, &length, err);
     if (ret == 0 && (length > r->longest || length < r->shortest))
         return changed_since(r, min_u64(length, r->head.length), err);
-    if (ret == 0)
-        ret = sectors_fit(r, err);
-    return ret < 0 ? ret : growth_fits(r, length, err);
+    uint64_t grown = ret == 0 ? grown_from(r, 0, length) : UINT64_MAX;
+    struct window w = {0};
+    while (ret == 0 && window_next(r, &w, &grown, length))
+        ret = window_fits(r, &w, err);
+    return ret;
 }
 
 /* ---- writing ---- */
 
 static int piece_restore(struct restore *r, const struct piece *p, struct qk_error *err)
 {
-    const struct undo_record *rec = &p->record;
-    size_t n = (size_t)rec->len;
-    if (rec->type == UNDO_ZERO) {
-        memset(r->payload, 0, n);
-        return io_write(r->store, rec->off, r->payload, n, 0, err);
+    if (p->type == UNDO_ZERO) {
+        memset(r->payload, 0, p->len);
+        return io_write(r->store, p->off, r->payload, p->len, 0, err);
     }
-    int ret = io_read(r->log, p->payload_off, r->payload, n, err);
-    return ret < 0 ? ret : io_write(r->store, rec->off, r->payload, n, 0, err);
+    int ret = io_read(r->log, p->payload_off, r->payload, p->len, err);
+    return ret < 0 ? ret : io_write(r->store, p->off, r->payload, p->len, 0, err);
 }
 
 static int put_back(struct restore *r, struct undo_result *result, struct qk_error *err)
 {
     int ret = 0;
     for (size_t i = 0; ret == 0 && i < r->pieces.len; i++) {
-        const struct undo_record *rec = &r->pieces.ptr[i].record;
-        if (rec->type != UNDO_BYTE && rec->type != UNDO_ZERO)
+        const struct piece *p = &r->pieces.ptr[i];
+        if (p->type == UNDO_SUMS)
             continue;
-        ret = piece_restore(r, &r->pieces.ptr[i], err);
-        result->sectors += div_round_up(rec->len, UNDO_SECTOR);
+        ret = piece_restore(r, p, err);
+        result->sectors += div_round_up(p->len, UNDO_SECTOR);
     }
     if (ret == 0)
         ret = io_flush(r->store, err);
@@ -287,8 +317,6 @@ static int restore_run(struct restore *r, struct undo_result *result, struct qk_
     int ret = head_load(r, err);
     if (ret == 0)
         ret = records_load(r, err);
-    if (ret == 0)
-        ret = states_load(r, err);
     if (ret < 0)
         return ret;
     result->length = r->head.length;
@@ -302,11 +330,10 @@ int undo_restore(struct qk_io *log, struct qk_io *store, struct undo_result *res
 {
     struct restore r = {.log = log, .store = store};
     *result = (struct undo_result){0};
-    r.payload = malloc(UNDO_RANGE_MAX);
-    r.buf = malloc(UNDO_RANGE_MAX + UNDO_SECTOR);
+    r.payload = malloc(WINDOW);
+    r.buf = malloc(WINDOW);
     int ret = r.payload && r.buf ? restore_run(&r, result, err) : qk_fail_nomem(err);
     piece_vec_free(&r.pieces);
-    state_vec_free(&r.states);
     free(r.payload);
     free(r.buf);
     return ret;
