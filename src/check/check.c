@@ -358,7 +358,7 @@ static int roll_back(struct attempt *a, const struct qk_check_options *opts,
     look.fix = 0;
     a->round = 1;
     int ret = check_once(a, &look, result, err);
-    if (ret < 0)
+    if (ret < 0 || !a->way_back.damaged) /* what does not last is no reason to go back */
         return ret;
     for (unsigned i = 0; i < way.count; i++) {
         ret = rollback_to(a, opts, &way.candidates[i], &after, err);

@@ -96,7 +96,8 @@ static int active_l1_collect(struct check *c, struct qk_error *err)
     int ret = c->h->l1_off && !c->rollback ? count_root(c, &root, err) : 0;
     if (ret == 0)
         ret = active_l1_load(c, err);
-    rollback_trim_l1(c);
+    if (ret == 0)
+        rollback_trim_l1(c);
     for (uint32_t i = 0; ret == 0 && i < c->l1_entries; i++) {
         if (!c->l1[i])
             continue;

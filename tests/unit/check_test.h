@@ -10,6 +10,7 @@
 #include "check/check.h"
 #include "format/refcount.h"
 #include "image/image.h"
+#include "image/snapshots.h"
 #include "test.h"
 
 #define WRITTEN_CLUSTERS 24u
@@ -43,13 +44,14 @@ static inline struct image *open_for_check(struct qk_io *io, bool writable)
     return img;
 }
 
-static inline int run_check(struct image *img, unsigned fix, struct findings *f,
-                            struct qk_check_result *r)
+static inline int run_allowing(struct image *img, unsigned fix, unsigned allow, struct findings *f,
+                               struct qk_check_result *r)
 {
     struct qk_check_options opts = QK_CHECK_OPTIONS_INIT;
     struct qk_error err = {0};
     *f = (struct findings){0};
     opts.fix = fix;
+    opts.allow = allow;
     opts.threads = 2;
     opts.on_problem = count_problem;
     opts.on_message = keep_message;
@@ -57,16 +59,28 @@ static inline int run_check(struct image *img, unsigned fix, struct findings *f,
     return check_image(img, &opts, r, &err);
 }
 
+static inline int run_check(struct image *img, unsigned fix, struct findings *f,
+                            struct qk_check_result *r)
+{
+    return run_allowing(img, fix, 0, f, r);
+}
+
 /* Opens, checks with `fix`, closes. */
-static inline int check_store(struct qk_io *io, unsigned fix, struct findings *f,
-                              struct qk_check_result *r)
+static inline int check_allowing(struct qk_io *io, unsigned fix, unsigned allow, struct findings *f,
+                                 struct qk_check_result *r)
 {
     struct image *img = open_for_check(io, fix != 0);
     if (!img)
         return -EINVAL;
-    int ret = run_check(img, fix, f, r);
+    int ret = run_allowing(img, fix, allow, f, r);
     image_abandon(img);
     return ret;
+}
+
+static inline int check_store(struct qk_io *io, unsigned fix, struct findings *f,
+                              struct qk_check_result *r)
+{
+    return check_allowing(io, fix, 0, f, r);
 }
 
 static inline void fill_pattern(uint8_t *buf, size_t len, uint32_t cluster)
@@ -102,11 +116,8 @@ static inline struct qk_io *make_image(uint32_t cluster_bits, uint32_t refcount_
 }
 
 /* Every written cluster reads as it was written. */
-static inline bool data_intact(struct qk_io *io)
+static inline bool image_data_intact(struct image *img)
 {
-    struct image *img = open_for_check(io, false);
-    if (!img)
-        return false;
     size_t bytes = image_geometry(img)->cluster_bytes;
     uint8_t *buf = malloc(2 * bytes);
     bool intact = true;
@@ -118,8 +129,55 @@ static inline bool data_intact(struct qk_io *io)
             intact = false;
     }
     free(buf);
+    return intact;
+}
+
+static inline bool data_intact(struct qk_io *io)
+{
+    struct image *img = open_for_check(io, false);
+    if (!img)
+        return false;
+    bool intact = image_data_intact(img);
     image_abandon(img);
     return intact;
+}
+
+/* The same of a snapshot; NULL: of the disk. */
+static inline bool snapshot_intact(struct qk_io *io, const char *snapshot)
+{
+    const struct snapshot_key key = {.either = snapshot};
+    const struct image_options opts = {
+        .for_check = true, .lazy_refcounts = -1, .snapshot = snapshot ? &key : NULL};
+    struct image *img = NULL;
+    if (image_open(io, &opts, &img, NULL) < 0)
+        return false;
+    bool same = image_data_intact(img);
+    image_abandon(img);
+    return same;
+}
+
+/* make_image, its state kept as snapshot "saved", and then some clusters written and given up:
+ * there is a hole in the file. */
+static inline struct qk_io *make_saved_image(uint32_t cluster_bits, uint32_t order)
+{
+    struct qk_io *io = make_image(cluster_bits, order);
+    struct image_options opts = {.writable = true, .lazy_refcounts = -1};
+    const struct snapshot_params params = {.name = "saved", .date_sec = 1000};
+    struct image *img = NULL;
+    size_t bytes = (size_t)1 << cluster_bits;
+    uint8_t *buf = malloc(bytes);
+    CHECK_OK(image_open(io, &opts, &img, NULL));
+    CHECK_OK(image_snapshot_create(img, &params, NULL));
+    for (uint32_t i = 20; i < WRITTEN_CLUSTERS + 4; i++) {
+        struct iovec iov = {buf, bytes};
+        fill_pattern(buf, bytes, 200 + i);
+        CHECK_OK(image_writev(img, guest_off(i * (uint64_t)bytes), &iov, 1, 0, NULL));
+    }
+    for (uint32_t i = 0; i <= WRITTEN_CLUSTERS; i += WRITTEN_CLUSTERS)
+        CHECK_OK(image_discard(img, guest_off(i * (uint64_t)bytes), 2 * bytes, NULL));
+    CHECK_OK(image_close(img, NULL));
+    free(buf);
+    return io;
 }
 
 static inline uint64_t read_be64(struct qk_io *io, uint64_t off)

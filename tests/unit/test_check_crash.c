@@ -8,10 +8,8 @@
  * undo is cut off in turn; a log that is torn before the repair began changes nothing.
  */
 #include "check_test.h"
-#include "io/trace.h"
+#include "crash_states.h"
 #include "io/undo.h"
-
-#define TORN_SECTOR 512u
 
 struct crash {
     const uint8_t *base; /* the damaged image */
@@ -73,50 +71,10 @@ static void undo_state(struct crash *c, struct qk_io *state)
     io_close(io, NULL);
 }
 
-/* Which of the unstable writes [stable, end) are in the state. */
-enum variant { ALL, NONE, ONLY, ALL_BUT, TORN, VARIANTS };
-
-static bool part_of(enum variant v, size_t seq, size_t chosen)
+static void judge_and_undo(void *crash, struct qk_io *state)
 {
-    switch (v) {
-    case NONE:
-        return false;
-    case ONLY:
-        return seq == chosen;
-    case ALL_BUT:
-        return seq != chosen;
-    default:
-        return true;
-    }
-}
-
-/* What `trace` has done to `io`, but for what the variant leaves out. */
-static void replay_state(struct qk_io *trace, struct qk_io *io, size_t end, enum variant v,
-                         size_t chosen)
-{
-    size_t stable = trace_stable_before(trace, end);
-    for (size_t seq = 0; seq < end; seq++) {
-        const struct trace_entry *e = trace_get(trace, seq);
-        int ret = 0;
-        if (seq >= stable && !part_of(v, seq, chosen))
-            continue;
-        if (v == TORN && seq == chosen && e->kind == TRACE_WRITE && e->len > TORN_SECTOR)
-            ret = trace_replay_part(e, 0, e->len / 2 / TORN_SECTOR * TORN_SECTOR, io, NULL);
-        else
-            ret = trace_replay(e, io, NULL);
-        if (ret < 0)
-            CHECK_OK(ret);
-    }
-}
-
-static void build_state(struct crash *c, size_t end, enum variant v, size_t chosen)
-{
-    struct qk_io *io = NULL;
-    CHECK_OK(io_mem_open(c->base, c->base_bytes, 0, &io, NULL));
-    replay_state(c->trace, io, end, v, chosen);
-    undo_state(c, io);
-    judge_state(c, io);
-    io_close(io, NULL);
+    undo_state(crash, state);
+    judge_state(crash, state);
 }
 
 /* A power cut in the middle of the undo of the whole repair. */
@@ -196,14 +154,8 @@ static void spoil_log(struct crash *c)
 
 static void build_states(struct crash *c)
 {
-    for (size_t end = 0; end <= trace_count(c->trace); end++) {
-        build_state(c, end, ALL, 0);
-        build_state(c, end, NONE, 0);
-        for (size_t seq = trace_stable_before(c->trace, end); seq < end; seq++) {
-            for (unsigned v = ONLY; v < VARIANTS; v++)
-                build_state(c, end, (enum variant)v, seq);
-        }
-    }
+    const struct traced run = {c->base, c->base_bytes, c->trace};
+    each_state(&run, judge_and_undo, c);
     if (c->worse | c->unreadable | c->unclean | c->not_undone)
         printf("%s: %u of %u states worse, %u unreadable, %u not repaired, %u not undone\n",
                c->label, c->worse, c->states, c->unreadable, c->unclean, c->not_undone);

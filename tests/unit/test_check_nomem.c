@@ -93,24 +93,28 @@ static bool one_undone(const uint8_t *base, size_t bytes, bool plan_only, long n
     return !failed;
 }
 
-static void test_undone(bool plan_only)
+/* way_back: all choices are to go back to a snapshot. */
+static void test_undone(bool plan_only, bool way_back)
 {
-    struct qk_io *io = make_image(12, 4);
+    struct qk_io *io = way_back ? make_saved_image(12, 4) : make_image(12, 4);
     size_t bytes;
     damage(io);
+    if (way_back)
+        write_be64(io, 40, 0);
     const uint8_t *base = io_mem_data(io, &bytes);
     long nth = 0;
     while (!one_undone(base, bytes, plan_only, nth))
         nth++;
-    printf("%s: %ld allocations\n", plan_only ? "plan" : "repair and undo", nth);
+    printf("%s%s: %ld allocations\n", plan_only ? "plan" : "repair and undo",
+           way_back ? ", going back" : "", nth);
     CHECK(nth > 8);
     io_close(io, NULL);
 }
 
 int main(void)
 {
-    test_undone(true);
-    test_undone(false);
+    for (unsigned i = 0; i < 4; i++)
+        test_undone(i & 1, i & 2);
     test_allocations(0);
     test_allocations(QK_FIX_LEAKS | QK_FIX_ERRORS);
     return TEST_SUMMARY();
