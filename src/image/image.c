@@ -273,6 +273,12 @@ const struct header *image_header(const struct image *img)
     return &img->h;
 }
 
+struct header image_header_copy(struct image *img)
+{
+    LOCK_SCOPE(&img->header_lock);
+    return img->h;
+}
+
 const struct geometry *image_geometry(const struct image *img)
 {
     return &img->g;

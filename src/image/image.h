@@ -84,6 +84,8 @@ void image_abandon(struct image *img);
 
 /* ---- facts ---- */
 const struct header *image_header(const struct image *img);
+/* As it is at one moment. MT-safe, unlike the pointer above. */
+struct header image_header_copy(struct image *img);
 const struct geometry *image_geometry(const struct image *img);
 const struct header_extensions *image_extensions(const struct image *img);
 /* As in the header, to be freed; NULL: none, or no memory. MT-safe, unlike image_extensions. */

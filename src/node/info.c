@@ -60,32 +60,31 @@ static const char *data_file_name(struct node *node)
 static void fill_qcow2(struct node *node, struct qk_info *info)
 {
     static const char *const encryption[] = {NULL, "aes", "luks"};
-    const struct header *h = image_header(node->image);
-    const struct geometry *g = image_geometry(node->image);
-    info->cluster_size = g->cluster_bytes;
-    info->encrypted = h->crypt_method != CRYPT_NONE;
-    info->dirty = h->incompatible & INCOMPAT_DIRTY;
+    const struct header h = image_header_copy(node->image);
+    info->cluster_size = UINT32_C(1) << h.cluster_bits;
+    info->encrypted = h.crypt_method != CRYPT_NONE;
+    info->dirty = h.incompatible & INCOMPAT_DIRTY;
     info->backing_file = image_backing_name(node->image);
     info->backing_format = image_backing_format(node->image);
     if (info->backing_file)
         info->backing_full = backing_full(node, info->backing_file);
     info->data_file_full = node->data ? node->data->shown_name : NULL;
-    info->snapshot_count = h->snapshot_count;
+    info->snapshot_count = h.snapshot_count;
     info->bitmap_count = image_bitmap_count(node->image);
     info->vm_state_off = image_vm_state_off(node->image);
     info->qcow2 = (struct qk_info_qcow2){
-        .version = h->version,
-        .refcount_bits = g->refcount_bits,
-        .compression_type = h->compression_type == COMPRESSION_ZSTD ? "zstd" : "zlib",
-        .lazy_refcounts = h->compatible & COMPAT_LAZY_REFCOUNTS,
-        .corrupt = h->incompatible & INCOMPAT_CORRUPT,
-        .extended_l2 = h->incompatible & INCOMPAT_EXTENDED_L2,
-        .data_file_raw = h->autoclear & AUTOCLEAR_DATA_FILE_RAW,
+        .version = h.version,
+        .refcount_bits = 1u << h.refcount_order,
+        .compression_type = h.compression_type == COMPRESSION_ZSTD ? "zstd" : "zlib",
+        .lazy_refcounts = h.compatible & COMPAT_LAZY_REFCOUNTS,
+        .corrupt = h.incompatible & INCOMPAT_CORRUPT,
+        .extended_l2 = h.incompatible & INCOMPAT_EXTENDED_L2,
+        .data_file_raw = h.autoclear & AUTOCLEAR_DATA_FILE_RAW,
         .data_file = data_file_name(node),
-        .encryption = h->crypt_method < ARRAY_SIZE(encryption) ? encryption[h->crypt_method] : NULL,
-        .incompatible = h->incompatible,
-        .compatible = h->compatible,
-        .autoclear = h->autoclear,
+        .encryption = h.crypt_method < ARRAY_SIZE(encryption) ? encryption[h.crypt_method] : NULL,
+        .incompatible = h.incompatible,
+        .compatible = h.compatible,
+        .autoclear = h.autoclear,
     };
 }
 

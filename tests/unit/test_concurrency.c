@@ -51,6 +51,15 @@ static void read_back(struct worker *k, uint64_t off, size_t len)
     CHECK_MEM(k->buf, k->w->model + off, len);
 }
 
+/* Fields that are written together are seen together: the L1 table always covers the disk. */
+static void look_at_header(struct worker *k)
+{
+    const struct geometry *g = image_geometry(k->w->img);
+    const struct header h = image_header_copy(k->w->img);
+    CHECK((uint64_t)h.l1_entries << (g->l2_bits + g->cluster_bits) >= h.size_bytes);
+    CHECK_EQ(h.cluster_bits, g->cluster_bits);
+}
+
 static void step_shared(struct worker *k)
 {
     uint64_t stripe = next(k, SHARED_BYTES / STRIPE / THREADS) * THREADS + k->number;
@@ -62,6 +71,8 @@ static void step_shared(struct worker *k)
     } else if (what < 5) {
         CHECK_OK(image_zero(k->w->img, guest_off(off), len, next(k, 2), NULL));
         memset(k->w->model + off, 0, len);
+    } else if (what < 6) {
+        look_at_header(k);
     } else {
         read_back(k, off, len);
     }
