@@ -199,8 +199,8 @@ struct attempt {
     struct image *img;
     struct qk_io *log;
     unsigned round, rounds;
-    bool no_growth;
-    bool out_of_room; /* found out while writing, and nothing is worse for it */
+    bool no_growth, in_place;
+    bool out_of_room;                /* found out while writing, and nothing is worse for it */
     const struct rollback *rollback; /* the disk goes back to this snapshot; NULL: it does not */
     struct way_back way_back;        /* as the last run saw it */
     bool sound_without_features;     /* see struct check */
@@ -237,6 +237,7 @@ static int check_once(struct attempt *a, const struct qk_check_options *opts,
         ret = find(&c, err);
     if (ret == 0)
         ret = rollback_judge(&c, err);
+    c.in_place = a->in_place;
     if (ret == 0)
         ret = plan_decide(&c, err);
     block_cache_drop(&c);
@@ -281,15 +282,19 @@ static int check_fixing(struct attempt *a, const struct qk_check_options *opts,
                         struct qk_check_result *result, struct qk_error *err)
 {
     int ret = check_once(a, opts, result, err);
-    if (!a->out_of_room || !image_file(a->img)->can_grow)
-        return ret;
-    if (opts->on_message)
+    const struct qk_check_options quiet = muted(opts);
+    if (a->out_of_room && opts->on_message)
         opts->on_message(opts->opaque,
                          "No room for a new refcount structure: repairing the old one");
-    const struct qk_check_options quiet = muted(opts);
-    a->no_growth = true;
-    ret = image_reload(a->img, err);
-    return ret < 0 ? ret : check_once(a, &quiet, result, err);
+    /* A part of the file that has nothing in it may find no room either. */
+    while (a->out_of_room && !a->in_place) {
+        a->in_place = a->no_growth || !image_file(a->img)->can_grow;
+        a->no_growth = true;
+        ret = image_reload(a->img, err);
+        if (ret == 0)
+            ret = check_once(a, &quiet, result, err);
+    }
+    return ret;
 }
 
 /* ---- rolling back ---- */

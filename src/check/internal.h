@@ -227,6 +227,7 @@ struct check {
 struct parallel_job {
     uint64_t items;
     size_t scratch_bytes;
+    bool in_place;      /* nor where nothing is stored in it */
     int (*fn)(struct check *c, uint64_t item, void *scratch, struct qk_error *err);
 };
 int parallel_for(struct check *c, const struct parallel_job *job, struct qk_error *err);

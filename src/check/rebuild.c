@@ -351,6 +351,8 @@ static int write_and_switch(struct rebuild *r, struct qk_error *err)
 int rebuild_run(struct check *c, struct qk_error *err)
 {
     struct rebuild r = {.c = c};
+    if (c->in_place)
+        return -ENOSPC;
     sink_message(&c->sink, "Rebuilding refcount structure");
     int ret = c->actions & ACT_LOWER ? 0 : keep_leaks(c, err);
     if (ret == 0)

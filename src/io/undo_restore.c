@@ -152,13 +152,20 @@ static int records_load(struct restore *r, struct qk_error *err)
     return 0;
 }
 
+/* An undo file has no head yet when nothing but its name was stable. */
 static int head_load(struct restore *r, struct qk_error *err)
 {
     uint8_t bytes[UNDO_HEAD_BYTES];
     int ret = io_size(r->log, &r->log_bytes, err);
     if (ret == 0)
         ret = io_read(r->log, 0, bytes, sizeof(bytes), err);
-    return ret < 0 ? ret : undo_head_decode(bytes, &r->head, err);
+    if (ret < 0)
+        return ret;
+    bool begins = !memcmp(bytes, UNDO_MAGIC, (size_t)min_u64(8, r->log_bytes));
+    if (r->log_bytes < UNDO_HEAD_BYTES && begins)
+        return qk_fail(err, -EINVAL, "the undo file ends in its head: the repair that wrote it had "
+                                     "changed nothing, and there is nothing to undo");
+    return undo_head_decode(bytes, &r->head, err);
 }
 
 /* ---- holding the store against it ---- */
@@ -282,14 +289,19 @@ static int store_fits(struct restore *r, struct qk_error *err)
 
 /* ---- writing ---- */
 
+/* What is as it was is not written: on a full disk there may be no room for zeroes where there is
+ * nothing. */
 static int piece_restore(struct restore *r, const struct piece *p, struct qk_error *err)
 {
-    if (p->type == UNDO_ZERO) {
-        memset(r->payload, 0, p->len);
-        return io_write(r->store, p->off, r->payload, p->len, 0, err);
-    }
-    int ret = io_read(r->log, p->payload_off, r->payload, p->len, err);
-    return ret < 0 ? ret : io_write(r->store, p->off, r->payload, p->len, 0, err);
+    memset(r->payload, 0, p->len);
+    int ret = io_read(r->store, p->off, r->buf, p->len, err);
+    if (ret == 0 && p->type == UNDO_BYTE)
+        ret = io_read(r->log, p->payload_off, r->payload, p->len, err);
+    if (ret < 0 || !memcmp(r->buf, r->payload, p->len))
+        return ret;
+    if (p->type == UNDO_ZERO)
+        return io_zero_or_write(r->store, p->off, p->len, IO_ZERO_UNMAP, err);
+    return io_write(r->store, p->off, r->payload, p->len, 0, err);
 }
 
 static int put_back(struct restore *r, struct undo_result *result, struct qk_error *err)

@@ -18,7 +18,7 @@ static const struct cmd_text examples[] = {
 };
 
 static const struct cmd_text statuses[] = {
-    {"0", "the image is as it was before the repair"},
+    {"0", "the image is as it was before the repair (where that had changed nothing yet, too)"},
     {"1", "nothing was changed: another image, one used since, a damaged undo file"},
     {NULL, NULL},
 };
@@ -47,7 +47,10 @@ int cmd_undo(int argc, char **argv)
         return 1;
     }
     if (result.never_begun)
-        say(opts_given(&opts, 'q'), "The repair had changed nothing; there is nothing to undo.\n");
+        say(opts_given(&opts, 'q'),
+            "The undo file is incomplete: it was still being written, and until it is complete a "
+            "repair changes nothing.\nThe image has what was saved so far; there is nothing to "
+            "undo.\n");
     else
         say(opts_given(&opts, 'q'),
             "The image is as it was before the repair: %" PRIu64 " bytes were put back, and the "
