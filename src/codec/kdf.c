@@ -34,6 +34,8 @@ int random_bytes(void *buf, size_t len)
 
 int kdf_derive(const struct kdf_input *in, struct iovec out)
 {
+    if (in->iterations > KDF_ITERATIONS_MAX)
+        return -EFBIG;
     if (!in->iterations)
         return -EINVAL;
     cipher_library_begin();
@@ -65,13 +67,13 @@ int kdf_iterations(const struct hash *hash, size_t out_bytes, uint64_t ms, uint3
         if (ret < 0)
             return ret;
         spent = thread_nsec() - start;
-        if (spent >= PROBE_MSEC * NSEC_PER_MSEC || in.iterations > UINT32_MAX / 4)
+        if (spent >= PROBE_MSEC * NSEC_PER_MSEC || in.iterations > KDF_ITERATIONS_MAX / 4)
             break;
         in.iterations *= 4;
     }
     double wanted = (double)in.iterations * (double)ms * NSEC_PER_MSEC / (double)max_u64(spent, 1);
-    *iterations =
-        wanted >= (double)UINT32_MAX ? UINT32_MAX : (uint32_t)max_u64((uint64_t)wanted, min);
+    *iterations = wanted >= (double)KDF_ITERATIONS_MAX ? KDF_ITERATIONS_MAX
+                                                       : (uint32_t)max_u64((uint64_t)wanted, min);
     return 0;
 }
 

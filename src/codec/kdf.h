@@ -10,17 +10,20 @@
 
 #include <sys/uio.h>
 
+/* A minute or two of one core. A header from elsewhere may ask for hours: more is refused. */
+#define KDF_ITERATIONS_MAX (UINT32_C(1) << 28)
+
 struct kdf_input {
     const struct hash *hash;
     struct iovec secret, salt;
-    uint32_t iterations; /* at least 1 */
+    uint32_t iterations; /* at least 1, at most KDF_ITERATIONS_MAX */
 };
 
-/* Fills `out`. -EINVAL, -ENOMEM, -EIO. */
+/* Fills `out`. -EINVAL, -EFBIG (too many iterations), -ENOMEM, -EIO. */
 int kdf_derive(const struct kdf_input *in, struct iovec out);
 
 /* Iterations that fill out_bytes in `ms` milliseconds of this thread's time on this machine, at
- * least `min` and at most UINT32_MAX. */
+ * least `min` and at most KDF_ITERATIONS_MAX. */
 int kdf_iterations(const struct hash *hash, size_t out_bytes, uint64_t ms, uint32_t min,
                    uint32_t *iterations);
 

@@ -154,6 +154,11 @@ void luks_describe(struct image_luks *l)
 
 static int kdf_failed(struct qk_error *err, int ret)
 {
+    if (ret == -EFBIG)
+        return qk_fail(err, ret,
+                       "The LUKS header asks for more than %u iterations of PBKDF2, which would "
+                       "take minutes to hours",
+                       KDF_ITERATIONS_MAX);
     return ret == -ENOMEM ? qk_fail_nomem(err) : qk_fail(err, ret, "The key derivation failed");
 }
 
@@ -235,12 +240,15 @@ int luks_open_slot(struct qk_io *file, const struct image_luks *l, unsigned slot
 int luks_find_key(struct qk_io *file, const struct image_luks *l, struct passphrase pass,
                   uint8_t key[CIPHER_KEY_MAX_BYTES], struct qk_error *err)
 {
+    bool slow = false; /* a slot was left out; the passphrase may be that of another one */
     for (unsigned i = 0; i < LUKS_SLOTS; i++) {
         int ret = luks_open_slot(file, l, i, pass, key, err);
-        if (ret)
+        slow |= ret == -EFBIG;
+        if (ret && ret != -EFBIG)
             return ret < 0 ? ret : 0;
     }
-    return qk_fail(err, -EPERM, "Invalid password, cannot unlock any keyslot");
+    return slow ? kdf_failed(err, -EFBIG)
+                : qk_fail(err, -EPERM, "Invalid password, cannot unlock any keyslot");
 }
 
 /* ---- making ---- */

@@ -474,6 +474,29 @@ static void test_erased_for_good(void)
     io_close(mem, NULL);
 }
 
+/* 2^32 iterations are not worked off: another slot is tried, and the master key's own are refused.
+ */
+static void test_many_iterations(void)
+{
+    const uint8_t all_ones[4] = {0xff, 0xff, 0xff, 0xff};
+    struct create_encryption e = wish("first");
+    struct qk_io *io = make(&e, 12);
+    struct image *img;
+    struct luks_pointer area;
+    struct qk_error err = {0};
+    CHECK_OK(open_with(io, secret("first"), &img, NULL));
+    CHECK_OK(amend(img, true, 1, NULL, "second"));
+    area = image_luks(img)->area;
+    CHECK_OK(image_close(img, NULL));
+    CHECK_OK(io_write(io, area.off + 208 + 4, all_ones, 4, 0, NULL));
+    CHECK(opens(io, "second"));
+    CHECK_ERR(open_with(io, secret("first"), &img, &err), -EFBIG);
+    CHECK(strstr(err.text, "more than 268435456 iterations"));
+    CHECK_OK(io_write(io, area.off + 164, all_ones, 4, 0, NULL));
+    CHECK_ERR(open_with(io, secret("second"), &img, NULL), -EFBIG);
+    io_close(io, NULL);
+}
+
 int main(void)
 {
     test_header_bytes();
@@ -489,5 +512,6 @@ int main(void)
     test_slots();
     test_slot_crashes();
     test_erased_for_good();
+    test_many_iterations();
     return TEST_SUMMARY();
 }
