@@ -10,13 +10,15 @@
 #include "base/cleanup.h"
 #include "check/internal.h"
 
-/* The field at `off` is wrong when its value is `now`, and right with `good`. */
+/* The field at `off` is wrong when its value is `now`, and right with `good`. What is written are
+ * the bits that differ: several problems may sit in one field. */
 struct field_problem {
     enum problem_id id;
     uint32_t off, bytes;
     uint64_t now, good;
+    enum wording { TELL_VALUES, TELL_FEATURES, TELL_EXTENSION } wording;
 };
-#define FIELD_PROBLEMS_MAX 8
+DEFINE_VECTOR(field_vec, struct field_problem)
 
 /* ---- the L1 table's size and the disk's ---- */
 
@@ -67,48 +69,179 @@ static void judge_sizes(struct check *c)
 
 /* ---- fields ---- */
 
-static void add(struct field_problem *list, size_t *n, struct field_problem p)
+/* Memory that is short keeps a problem from being seen: that is told by who looks at `failed`. */
+struct fields {
+    struct field_vec list;
+    bool failed;
+};
+
+static void add(struct fields *f, struct field_problem p)
 {
     if (p.now != p.good)
-        list[(*n)++] = p;
+        f->failed |= field_vec_append(&f->list, p) < 0;
 }
 
-static void backing_problem(const struct check *c, struct field_problem *list, size_t *n)
-{
-    uint64_t off = c->raw.backing_name_off;
-    if (off != c->view.backing_name_off || c->raw.backing_name_len != c->view.backing_name_len)
-        add(list, n,
-            (struct field_problem){PROBLEM_BACKING_OUTSIDE, HEADER_BACKING_OFF, 8, off, 0});
-    else if (off && off < c->view.header_bytes)
-        add(list, n,
-            (struct field_problem){c->raw.backing_name_len ? PROBLEM_BACKING_INSIDE
-                                                           : PROBLEM_BACKING_STRAY,
-                                   HEADER_BACKING_OFF, 8, off, 0});
-}
-
-static size_t field_problems(const struct check *c, struct field_problem list[FIELD_PROBLEMS_MAX])
+static void backing_problem(const struct check *c, struct fields *f)
 {
     const struct header *raw = &c->raw, *view = &c->view;
-    size_t n = 0;
-    if (!c->data_file)
-        add(list, &n,
-            (struct field_problem){PROBLEM_AUTOCLEAR_RAW, HEADER_AUTOCLEAR_OFF, 8, raw->autoclear,
-                                   raw->autoclear & ~(uint64_t)AUTOCLEAR_DATA_FILE_RAW});
-    backing_problem(c, list, &n);
-    add(list, &n,
-        (struct field_problem){PROBLEM_HEADER_LENGTH, HEADER_LENGTH_OFF, 4, raw->header_bytes,
-                               view->header_bytes});
-    add(list, &n,
-        (struct field_problem){PROBLEM_DISK_SIZE, HEADER_SIZE_OFF, 8, raw->size_bytes,
-                               view->size_bytes});
-    add(list, &n,
-        (struct field_problem){PROBLEM_L1_SIZE, HEADER_L1_ENTRIES_OFF, 4, raw->l1_entries,
-                               view->l1_entries});
+    uint64_t off = raw->backing_name_off;
+    enum problem_id inside = raw->backing_name_len ? PROBLEM_BACKING_INSIDE : PROBLEM_BACKING_STRAY;
+    bool outside = off != view->backing_name_off || raw->backing_name_len != view->backing_name_len;
+    if (outside || (off && off < view->header_bytes))
+        add(f, (struct field_problem){outside ? PROBLEM_BACKING_OUTSIDE : inside,
+                                      HEADER_BACKING_OFF, 8, off, 0, TELL_VALUES});
+}
+
+/* Bits of the incompatible features: those that are not known, and those that the tables
+ * contradict.
+ */
+static void feature_problems(const struct check *c, struct fields *f)
+{
+    static const struct {
+        enum problem_id id;
+        uint64_t bits;
+        enum wording wording;
+    } kinds[] = {
+        {PROBLEM_FEATURE_UNKNOWN, ~(uint64_t)INCOMPAT_KNOWN, TELL_FEATURES},
+        {PROBLEM_FEATURE_EXTENDED_L2, INCOMPAT_EXTENDED_L2, TELL_VALUES},
+        {PROBLEM_FEATURE_DATA_FILE, INCOMPAT_DATA_FILE, TELL_VALUES},
+    };
+    uint64_t raw = c->raw.incompatible, wrong = raw ^ c->view.incompatible;
+    for (size_t i = 0; i < ARRAY_SIZE(kinds); i++)
+        add(f, (struct field_problem){kinds[i].id, HEADER_INCOMPATIBLE_OFF, 8, raw,
+                                      raw ^ (wrong & kinds[i].bits), kinds[i].wording});
+}
+
+static void compression_problems(const struct check *c, struct fields *f)
+{
+    const struct header *raw = &c->raw, *view = &c->view;
+    uint64_t wrong = (raw->incompatible ^ view->incompatible) & INCOMPAT_COMPRESSION;
+    if (!c->compression_known)
+        return;
+    add(f, (struct field_problem){PROBLEM_COMPRESSION, HEADER_COMPRESSION_OFF, 1,
+                                  raw->compression_type, view->compression_type, TELL_VALUES});
+    add(f, (struct field_problem){PROBLEM_COMPRESSION, HEADER_INCOMPATIBLE_OFF, 8,
+                                  raw->incompatible, raw->incompatible ^ wrong, TELL_VALUES});
+}
+
+/* The place that the extension gives is one of a LUKS header. */
+static bool luks_is_there(const struct check *c)
+{
+    static const uint8_t magic[8] = {'L', 'U', 'K', 'S', 0xba, 0xbe, 0, 1};
+    const struct header_extension *ext =
+        header_extensions_find(image_extensions(c->img), HEXT_CRYPTO);
+    uint8_t bytes[sizeof(magic)];
+    return ext && io_read(c->file, load_be64(ext->data), bytes, sizeof(bytes), NULL) == 0 &&
+           !memcmp(bytes, magic, sizeof(magic));
+}
+
+static void crypt_problem(const struct check *c, struct fields *f)
+{
+    uint32_t method = c->raw.crypt_method;
+    if (luks_is_there(c))
+        add(f, (struct field_problem){PROBLEM_CRYPT_METHOD, HEADER_CRYPT_OFF, 4, method, CRYPT_LUKS,
+                                      TELL_VALUES});
+    else if (method > CRYPT_LUKS)
+        add(f, (struct field_problem){PROBLEM_CRYPT_METHOD_LOST, HEADER_CRYPT_OFF, 4, method, 0,
+                                      TELL_VALUES});
+}
+
+/* An extension of no known length becomes the end of the list. */
+static void extension_problems(const struct check *c, struct fields *f)
+{
+    const struct extension_fault_vec *faults = &image_header_stored(c->img)->faults;
+    for (size_t i = 0; i < faults->len; i++) {
+        const struct extension_fault *e = &faults->ptr[i];
+        uint32_t off = (uint32_t)e->off;
+        if (e->known)
+            add(f, (struct field_problem){PROBLEM_EXTENSION_LENGTH, off + 4, 4, e->len,
+                                          e->right_len, TELL_VALUES});
+        else
+            add(f, (struct field_problem){PROBLEM_EXTENSION_DAMAGED, off, 8,
+                                          (uint64_t)e->type << 32 | e->len, 0, TELL_EXTENSION});
+    }
+}
+
+static void size_problems(const struct check *c, struct fields *f)
+{
+    const struct header *raw = &c->raw, *view = &c->view;
+    add(f, (struct field_problem){PROBLEM_HEADER_LENGTH, HEADER_LENGTH_OFF, 4, raw->header_bytes,
+                                  view->header_bytes, TELL_VALUES});
+    add(f, (struct field_problem){PROBLEM_DISK_SIZE, HEADER_SIZE_OFF, 8, raw->size_bytes,
+                                  view->size_bytes, TELL_VALUES});
+    add(f, (struct field_problem){PROBLEM_L1_SIZE, HEADER_L1_ENTRIES_OFF, 4, raw->l1_entries,
+                                  view->l1_entries, TELL_VALUES});
     if (view->l1_off && view->l1_off == c->l1_found)
-        add(list, &n,
-            (struct field_problem){PROBLEM_L1_TABLE_MISPLACED, HEADER_L1_OFF, 8, raw->l1_off,
-                                   view->l1_off});
-    return n;
+        add(f, (struct field_problem){PROBLEM_L1_TABLE_MISPLACED, HEADER_L1_OFF, 8, raw->l1_off,
+                                      view->l1_off, TELL_VALUES});
+}
+
+static struct fields fields_judge(const struct check *c)
+{
+    const struct header *raw = &c->raw, *view = &c->view;
+    struct fields f = {0};
+    uint64_t autoclear = raw->autoclear & ~(uint64_t)AUTOCLEAR_DATA_FILE_RAW;
+    if (c->magic != QCOW2_MAGIC)
+        add(&f, (struct field_problem){PROBLEM_MAGIC, HEADER_MAGIC_OFF, 4, c->magic, QCOW2_MAGIC,
+                                       TELL_VALUES});
+    if (image_header_stored(c->img)->unreadable) {
+        add(&f, (struct field_problem){PROBLEM_HEADER_UNREADABLE, HEADER_CLUSTER_BITS_OFF, 4,
+                                       raw->cluster_bits, UINT64_MAX, TELL_VALUES});
+        return f;
+    }
+    add(&f, (struct field_problem){PROBLEM_VERSION, HEADER_VERSION_OFF, 4, raw->version,
+                                   view->version, TELL_VALUES});
+    add(&f, (struct field_problem){PROBLEM_CLUSTER_BITS, HEADER_CLUSTER_BITS_OFF, 4,
+                                   raw->cluster_bits, view->cluster_bits, TELL_VALUES});
+    feature_problems(c, &f);
+    compression_problems(c, &f);
+    if (!c->data_file)
+        add(&f, (struct field_problem){PROBLEM_AUTOCLEAR_RAW, HEADER_AUTOCLEAR_OFF, 8,
+                                       raw->autoclear, autoclear, TELL_VALUES});
+    backing_problem(c, &f);
+    size_problems(c, &f);
+    crypt_problem(c, &f);
+    extension_problems(c, &f);
+    return f;
+}
+
+bool header_refuses(struct check *c)
+{
+    struct fields f = fields_judge(c);
+    bool refuses = false;
+    for (size_t i = 0; i < f.list.len; i++) {
+        enum problem_id id = f.list.ptr[i].id;
+        bool allowed = problem_fixable(c->opts, id) &&
+                       (id != PROBLEM_FEATURE_UNKNOWN || c->sound_without_features);
+        refuses |= (problems[id].actions & ACT_REFUSE) && !allowed;
+    }
+    field_vec_free(&f.list);
+    return refuses || f.failed;
+}
+
+typedef void sink_fn(struct sink *s, const struct finding *f, ...);
+
+static void tell(struct check *c, const struct field_problem *p, sink_fn *to)
+{
+    const struct finding f = {p->id, p->off, QK_OFFSET_NONE, p->good, p->now};
+    char names[FEATURE_LIST_BYTES];
+    if (p->wording == TELL_EXTENSION) {
+        to(&c->sink, &f, p->now >> 32, p->now & UINT32_MAX);
+    } else if (p->wording == TELL_FEATURES) {
+        header_feature_list(image_extensions(c->img), p->now & ~p->good, names, sizeof(names));
+        to(&c->sink, &f, names);
+    } else {
+        to(&c->sink, &f, p->now, p->good);
+    }
+}
+
+void compression_report(struct check *c)
+{
+    struct fields f = {0};
+    compression_problems(c, &f);
+    for (size_t i = 0; i < f.list.len; i++)
+        tell(c, &f.list.ptr[i], sink_found);
+    field_vec_free(&f.list);
 }
 
 /* Their repair is that of the refcount structure. */
@@ -127,40 +260,46 @@ static void refcount_fields(struct check *c)
 
 int header_collect(struct check *c, struct qk_error *err)
 {
-    struct field_problem list[FIELD_PROBLEMS_MAX];
-    judge_sizes(c);
-    size_t n = field_problems(c, list);
-    for (size_t i = 0; i < n; i++) {
-        const struct finding f = {list[i].id, list[i].off, QK_OFFSET_NONE, list[i].good,
-                                  list[i].now};
-        sink_found(&c->sink, &f, list[i].now, list[i].good);
-        c->guest_changes |= problem_chosen(c->opts, f.id);
-        c->disk_resized |= f.id == PROBLEM_DISK_SIZE && problem_chosen(c->opts, f.id);
-    }
+    bool unreadable = image_header_stored(c->img)->unreadable;
+    if (!c->rollback && !unreadable)
+        judge_sizes(c);
+    struct fields f = fields_judge(c);
+    for (size_t i = 0; i < f.list.len; i++)
+        tell(c, &f.list.ptr[i], sink_found);
+    field_vec_free(&f.list);
+    if (f.failed)
+        return qk_fail_nomem(err);
+    if (unreadable)
+        return 0;
     refcount_fields(c);
     return count_inside(c, 0, c->g->cluster_bytes, err);
 }
 
+static int field_edit(struct check *c, const struct field_problem *p, struct qk_error *err)
+{
+    static const struct step what = {.action = "correct field", .structure = "header"};
+    uint8_t field[8], change[8];
+    store_be64(change, (p->now ^ p->good) << (64 - 8 * p->bytes));
+    int ret = io_read(c->file, p->off, field, p->bytes, err);
+    if (ret < 0)
+        return ret;
+    for (uint32_t i = 0; i < p->bytes; i++)
+        field[i] ^= change[i];
+    const struct plan_bytes bytes = {p->off, field, p->bytes};
+    ret = plan_write(c, &what, &bytes, err);
+    if (ret == 0)
+        tell(c, p, sink_repaired);
+    return ret;
+}
+
 int header_edit(struct check *c, struct qk_error *err)
 {
-    struct field_problem list[FIELD_PROBLEMS_MAX];
-    size_t n = field_problems(c, list);
-    for (size_t i = 0; i < n; i++) {
-        if (!problem_fixable(c->opts, list[i].id))
-            continue;
-        uint8_t field[8];
-        if (list[i].bytes == 8)
-            store_be64(field, list[i].good);
-        else
-            store_be32(field, (uint32_t)list[i].good);
-        static const struct step what = {.action = "correct field", .structure = "header"};
-        const struct plan_bytes bytes = {list[i].off, field, list[i].bytes};
-        int ret = plan_write(c, &what, &bytes, err);
-        if (ret < 0)
-            return ret;
-        const struct finding f = {list[i].id, list[i].off, QK_OFFSET_NONE, list[i].good,
-                                  list[i].now};
-        sink_repaired(&c->sink, &f, list[i].now, list[i].good);
+    struct fields f = fields_judge(c);
+    int ret = f.failed ? qk_fail_nomem(err) : 0;
+    for (size_t i = 0; ret == 0 && i < f.list.len; i++) {
+        if (problem_fixable(c->opts, f.list.ptr[i].id))
+            ret = field_edit(c, &f.list.ptr[i], err);
     }
-    return 0;
+    field_vec_free(&f.list);
+    return ret;
 }

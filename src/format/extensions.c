@@ -130,6 +130,52 @@ int header_extensions_decode(const uint8_t *bytes, size_t start, size_t end,
     return 0;
 }
 
+/* Says what is wrong with the extension at `at`, and gives it the length that its type asks for.
+ * False: what follows it cannot be found. */
+static bool mend_one(size_t at, size_t end, struct header_extension *ext,
+                     struct extension_fault *fault)
+{
+    *fault = (struct extension_fault){.off = at};
+    if (end - at < EXTENSION_HEAD_BYTES)
+        return false;
+    fault->type = ext->type;
+    fault->len = ext->len;
+    for (size_t i = 0; i < ARRAY_SIZE(limits); i++) {
+        if (limits[i].type != ext->type || limits[i].min != limits[i].max)
+            continue;
+        fault->known = limits[i].max <= end - at - EXTENSION_HEAD_BYTES;
+        ext->len = fault->right_len = limits[i].max;
+    }
+    return fault->known;
+}
+
+int header_extensions_decode_for_check(const uint8_t *bytes, size_t start, size_t end,
+                                       struct header_extensions *out,
+                                       struct extension_fault_vec *faults, struct qk_error *err)
+{
+    *out = (struct header_extensions){0};
+    bool more = true;
+    for (size_t at = start; at < end && more;) {
+        struct header_extension ext;
+        struct extension_fault fault;
+        int ret = 0;
+        if (decode_one(bytes, at, end, &ext, NULL) < 0) {
+            more = mend_one(at, end, &ext, &fault);
+            ret = extension_fault_vec_append(faults, fault);
+        } else {
+            more = ext.type != HEXT_END;
+        }
+        if (ret == 0 && more)
+            ret = header_extension_vec_append(&out->list, ext);
+        if (ret < 0) {
+            header_extensions_free(out);
+            return qk_fail_nomem(err);
+        }
+        at += EXTENSION_HEAD_BYTES + round_up(more ? ext.len : 0, 8);
+    }
+    return 0;
+}
+
 void header_extensions_free(struct header_extensions *exts)
 {
     header_extension_vec_free(&exts->list);

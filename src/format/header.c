@@ -11,10 +11,9 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-#define OFF_MAGIC                    0
-#define OFF_VERSION                  4
-#define MIN_EXTENDED_L2_CLUSTER_BITS 14
-#define SNAPSHOT_ENTRY_MIN_BYTES     40
+#define OFF_MAGIC                0
+#define OFF_VERSION              4
+#define SNAPSHOT_ENTRY_MIN_BYTES 40
 
 /* member, name in the specification, offset, bytes */
 #define FIELDS(X)                                                                                  \
@@ -117,13 +116,10 @@ static int decode_version(const uint8_t *p, size_t len, uint32_t *version, struc
     return 0;
 }
 
-int header_decode(const void *bytes, size_t len, struct header *h, struct qk_error *err)
+int header_decode_as(const void *bytes, size_t len, uint32_t version, struct header *h,
+                     struct qk_error *err)
 {
     const uint8_t *p = bytes;
-    uint32_t version;
-    int ret = decode_version(p, len, &version, err);
-    if (ret < 0)
-        return ret;
     size_t need = version == 2 ? QCOW2_V2_HEADER_BYTES : QCOW2_V3_HEADER_BYTES;
     if (len < need)
         return too_short(len, need, err);
@@ -137,6 +133,13 @@ int header_decode(const void *bytes, size_t len, struct header *h, struct qk_err
                                                                                   : header_bytes))
             member_set(h, f, field_load(&header_fields[f], p));
     return 0;
+}
+
+int header_decode(const void *bytes, size_t len, struct header *h, struct qk_error *err)
+{
+    uint32_t version;
+    int ret = decode_version(bytes, len, &version, err);
+    return ret < 0 ? ret : header_decode_as(bytes, len, version, h, err);
 }
 
 void header_encode(const struct header *h, uint8_t *out)
@@ -216,25 +219,32 @@ static size_t append(char *buf, size_t size, size_t at, const char *text)
     return n < 0 ? at : at + (size_t)n;
 }
 
-static int unknown_features(const struct judge *j, uint64_t unknown)
+void header_feature_list(const struct header_extensions *names, uint64_t bits, char *buf,
+                         size_t size)
 {
-    char list[900] = "";
     size_t at = 0;
     uint64_t unnamed = 0;
+    *buf = 0;
     for (unsigned bit = 0; bit < 64; bit++) {
         char name[47];
-        if (!(unknown >> bit & 1))
+        if (!(bits >> bit & 1))
             continue;
-        if (feature_name(j->names, 0, bit, name))
-            at = append(list, sizeof(list), at, name);
+        if (feature_name(names, 0, bit, name))
+            at = append(buf, size, at, name);
         else
             unnamed |= UINT64_C(1) << bit;
     }
     if (unnamed) {
         char text[64];
         snprintf(text, sizeof(text), "Unknown incompatible feature: %" PRIx64, unnamed);
-        append(list, sizeof(list), at, text);
+        append(buf, size, at, text);
     }
+}
+
+static int unknown_features(const struct judge *j, uint64_t unknown)
+{
+    char list[FEATURE_LIST_BYTES];
+    header_feature_list(j->names, unknown, list, sizeof(list));
     return qk_fail_at(j->err, -ENOTSUP,
                       WHERE(NULL, "header", header_fields[FIELD_incompatible].off),
                       "Unsupported qcow2 feature(s): %s", list);

@@ -11,18 +11,19 @@
 
 #include <stdbool.h>
 
-#define QCOW2_MAGIC              UINT32_C(0x514649fb)
-#define QCOW2_V2_HEADER_BYTES    72
-#define QCOW2_V3_HEADER_BYTES    104 /* without the optional fields */
-#define QCOW2_FULL_HEADER_BYTES  112 /* with the compression type, padded */
-#define QCOW2_MIN_CLUSTER_BITS   9
-#define QCOW2_MAX_CLUSTER_BITS   21
-#define QCOW2_MAX_REFCOUNT_ORDER 6
-#define QCOW2_MAX_BACKING_NAME   1023
-#define QCOW2_MAX_L1_BYTES       (32u << 20) /* QEMU's limits, kept for interchange */
-#define QCOW2_MAX_REFTABLE_BYTES (8u << 20)
-#define QCOW2_MAX_SNAPSHOTS      65536
-#define QCOW2_OFFSET_LIMIT       (UINT64_C(1) << 56) /* host offsets have 56 bits */
+#define QCOW2_MAGIC                  UINT32_C(0x514649fb)
+#define QCOW2_V2_HEADER_BYTES        72
+#define QCOW2_V3_HEADER_BYTES        104 /* without the optional fields */
+#define QCOW2_FULL_HEADER_BYTES      112 /* with the compression type, padded */
+#define QCOW2_MIN_CLUSTER_BITS       9
+#define QCOW2_MAX_CLUSTER_BITS       21
+#define MIN_EXTENDED_L2_CLUSTER_BITS 14
+#define QCOW2_MAX_REFCOUNT_ORDER     6
+#define QCOW2_MAX_BACKING_NAME       1023
+#define QCOW2_MAX_L1_BYTES           (32u << 20) /* QEMU's limits, kept for interchange */
+#define QCOW2_MAX_REFTABLE_BYTES     (8u << 20)
+#define QCOW2_MAX_SNAPSHOTS          65536
+#define QCOW2_OFFSET_LIMIT           (UINT64_C(1) << 56) /* host offsets have 56 bits */
 
 enum incompatible_feature {
     INCOMPAT_DIRTY = 1u << 0,
@@ -74,6 +75,11 @@ struct header {
  * checking only magic, version, and that the fields are there. Nothing else is judged. */
 int header_decode(const void *bytes, size_t len, struct header *h, struct qk_error *err);
 
+/* The same as a header of version 2 or 3, whatever magic and version say. h->version is what the
+ * field holds. */
+int header_decode_as(const void *bytes, size_t len, uint32_t version, struct header *h,
+                     struct qk_error *err);
+
 /* Judges the fields as QEMU does on open: cluster_bits, refcount_order, header_bytes, crypt_method,
  * unknown incompatible bits (named by `names`, nullable), alignment and limits of every table,
  * against file_bytes. The error names the field, its offset in the header and what was expected. */
@@ -87,9 +93,28 @@ int header_validate(const struct header *h, const struct header_extensions *name
 int header_validate_for_check(const struct header *h, const struct header_extensions *names,
                               struct qk_error *err);
 
+/* Which header a check takes the bytes for: fields on which the meaning of all tables depends. */
+struct header_reading {
+    uint32_t version, cluster_bits;
+    uint64_t flipped; /* incompatible features that are taken to be the other way */
+};
+/* Some image could have such a header. `features` are the incompatible ones. */
+bool header_reading_possible(const struct header_reading *r, uint64_t features);
+/* The version whose fixed fields these bytes look like. */
+uint32_t header_likely_version(const uint8_t *bytes, size_t len);
+/* The fields under a reading, mended, and without features that are not known. */
+int header_read_as(const uint8_t *bytes, size_t len, const struct header_reading *r,
+                   struct header *h, struct qk_error *err);
+
 /* What a check reads instead of fields that no image could be opened with: the value that others
- * determine, or none. `bytes` are the first len of the file, as for header_decode. */
+ * determine, or none. `bytes` are the first len of the file, as for header_decode; h has a possible
+ * version, and no feature that is not known. */
 void header_mend(struct header *h, const uint8_t *bytes, size_t len);
+
+/* Names of the incompatible features in `bits`, for people. */
+#define FEATURE_LIST_BYTES 900u
+void header_feature_list(const struct header_extensions *names, uint64_t bits, char *buf,
+                         size_t size);
 
 /* Writes the fixed fields: 72 bytes for version 2, else h->header_bytes (bytes past 112 are left
  * as they are in out). */
@@ -123,6 +148,20 @@ struct header_extensions {
 int header_extensions_decode(const uint8_t *bytes, size_t start, size_t end,
                              struct header_extensions *out, struct qk_error *err);
 void header_extensions_free(struct header_extensions *exts);
+
+/* An extension that cannot be as it is. Of some types the length is known; any other one hides
+ * where the next extension begins, so the list ends there. */
+struct extension_fault {
+    size_t off;         /* of the extension in the file */
+    uint32_t type, len; /* as found */
+    uint32_t right_len; /* with `known` */
+    bool known;
+};
+DEFINE_VECTOR(extension_fault_vec, struct extension_fault)
+/* The same for a check: what can be told apart, and what is wrong with the rest. -ENOMEM. */
+int header_extensions_decode_for_check(const uint8_t *bytes, size_t start, size_t end,
+                                       struct header_extensions *out,
+                                       struct extension_fault_vec *faults, struct qk_error *err);
 /* NULL when there is none */
 const struct header_extension *header_extensions_find(const struct header_extensions *exts,
                                                       uint32_t type);

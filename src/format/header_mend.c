@@ -9,8 +9,10 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 
+#define REFCOUNT_ORDER_OFF     96
 #define HEADER_BYTES_OFF       100
 #define DEFAULT_REFCOUNT_ORDER 4
+#define LIKELY_HEADER_BYTES    512 /* none is longer so far, and text is larger as a number */
 
 /* The additional fields behind byte 104 are there when one is in use, or when what would be the
  * first extension is zero, as padding is. */
@@ -38,7 +40,10 @@ static void mend_header_bytes(struct header *h, const uint8_t *bytes, size_t len
     uint32_t likely = likely_header_bytes(h, bytes, len);
     memcpy(copy, bytes, min_u64(len, sizeof(copy)));
     store_be32(copy + HEADER_BYTES_OFF, likely);
-    header_decode(copy, sizeof(copy), h, NULL);
+    struct header again;
+    header_decode_as(copy, sizeof(copy), h->version, &again, NULL);
+    h->header_bytes = likely;
+    h->compression_type = again.compression_type;
 }
 
 static bool table_possible(const struct header *h, uint64_t off, uint64_t bytes, uint64_t max)
@@ -67,6 +72,16 @@ static void mend_tables(struct header *h, const struct geometry *g)
         h->reftable_off = h->reftable_clusters = 0;
 }
 
+/* The type decides; one that is not known could not be read anyway. */
+static void mend_compression(struct header *h)
+{
+    if (h->compression_type > COMPRESSION_ZSTD)
+        h->compression_type = COMPRESSION_ZLIB;
+    h->incompatible &= ~(uint64_t)INCOMPAT_COMPRESSION;
+    if (h->compression_type != COMPRESSION_ZLIB)
+        h->incompatible |= INCOMPAT_COMPRESSION;
+}
+
 static void mend_backing(struct header *h)
 {
     uint64_t cluster = UINT64_C(1) << h->cluster_bits;
@@ -88,4 +103,42 @@ void header_mend(struct header *h, const uint8_t *bytes, size_t len)
     mend_size(h, &g);
     mend_tables(h, &g);
     mend_backing(h);
+    mend_compression(h);
+    if (h->crypt_method > CRYPT_LUKS)
+        h->crypt_method = CRYPT_NONE;
+}
+
+/* ---- readings ---- */
+
+bool header_reading_possible(const struct header_reading *r, uint64_t features)
+{
+    bool extended = r->version >= 3 && ((features ^ r->flipped) & INCOMPAT_EXTENDED_L2);
+    uint32_t least = extended ? MIN_EXTENDED_L2_CLUSTER_BITS : QCOW2_MIN_CLUSTER_BITS;
+    return (r->version == 2 || r->version == 3) && (r->version == 3 || !r->flipped) &&
+           r->cluster_bits >= least && r->cluster_bits <= QCOW2_MAX_CLUSTER_BITS;
+}
+
+/* Version 2 has extensions, zeroes or a name where the additional fields are in version 3. */
+uint32_t header_likely_version(const uint8_t *bytes, size_t len)
+{
+    if (len < QCOW2_V3_HEADER_BYTES)
+        return 2;
+    uint32_t order = load_be32(bytes + REFCOUNT_ORDER_OFF);
+    uint32_t header_bytes = load_be32(bytes + HEADER_BYTES_OFF);
+    bool fits = header_bytes >= QCOW2_V3_HEADER_BYTES && is_aligned(header_bytes, 8) &&
+                header_bytes <= LIKELY_HEADER_BYTES;
+    return fits && order <= QCOW2_MAX_REFCOUNT_ORDER ? 3 : 2;
+}
+
+int header_read_as(const uint8_t *bytes, size_t len, const struct header_reading *r,
+                   struct header *h, struct qk_error *err)
+{
+    int ret = header_decode_as(bytes, len, r->version, h, err);
+    if (ret < 0)
+        return ret;
+    h->version = r->version;
+    h->cluster_bits = r->cluster_bits;
+    h->incompatible = (h->incompatible ^ r->flipped) & INCOMPAT_KNOWN;
+    header_mend(h, bytes, len);
+    return 0;
 }

@@ -34,20 +34,23 @@ static int parse_backing_name(const struct image *img, const struct header *h,
     return out->backing_name ? 0 : qk_fail_nomem(err);
 }
 
-static int parse_extensions(const struct image *img, const struct header *h, const uint8_t *cluster,
+static int parse_extensions(struct image *img, const struct header *h, const uint8_t *cluster,
                             struct header_words *out, struct qk_error *err)
 {
     size_t start = h->version >= 3 ? h->header_bytes : QCOW2_V2_HEADER_BYTES;
     size_t end = img->g.cluster_bytes;
     if (h->backing_name_off > start && h->backing_name_off < end)
         end = (size_t)h->backing_name_off;
+    if (img->opts.for_check)
+        return header_extensions_decode_for_check(cluster, start, end, &out->exts,
+                                                  &img->stored.faults, err);
     int ret = header_extensions_decode(cluster, start, end, &out->exts, err);
     if (ret < 0)
         qk_error_locate(err, WHERE(img->file->name, "header extensions", start));
     return ret;
 }
 
-int header_words_parse(const struct image *img, const struct header *h, const uint8_t *cluster,
+int header_words_parse(struct image *img, const struct header *h, const uint8_t *cluster,
                        struct header_words *out, struct qk_error *err)
 {
     int ret = parse_extensions(img, h, cluster, out, err);
@@ -83,27 +86,38 @@ void header_words_adopt(struct image *img, struct header_words *words)
     header_words_free(&old);
 }
 
-int header_io_load(struct image *img, struct qk_error *err)
+/* The fields: as they are, or as a check takes them to be. */
+static int load_fields(struct image *img, uint64_t file_bytes, struct qk_error *err)
 {
     uint8_t first[QCOW2_FULL_HEADER_BYTES];
-    uint64_t file_bytes;
-    int ret = io_size(img->file, &file_bytes, err);
-    if (ret == 0)
-        ret = io_read(img->file, 0, first, sizeof(first), err);
-    if (ret == 0)
-        ret = header_decode(first, (size_t)min_u64(file_bytes, sizeof(first)), &img->h, err);
-    if (ret == 0 && img->opts.for_check)
-        header_mend(&img->h, first, (size_t)min_u64(file_bytes, sizeof(first)));
+    size_t len = (size_t)min_u64(file_bytes, sizeof(first));
+    int ret = io_read(img->file, 0, first, sizeof(first), err);
+    if (ret < 0)
+        return ret;
+    if (img->opts.for_check) {
+        extension_fault_vec_free(&img->stored.faults);
+        img->stored = (struct header_stored){0};
+        return header_choose(img->file, first, len, &img->h, &img->stored, err);
+    }
+    ret = header_decode(first, len, &img->h, err);
     /* Without a sane cluster size there is no header cluster to read names from. */
     if (ret == 0 && (img->h.cluster_bits < QCOW2_MIN_CLUSTER_BITS ||
                      img->h.cluster_bits > QCOW2_MAX_CLUSTER_BITS ||
-                     img->h.refcount_order > QCOW2_MAX_REFCOUNT_ORDER))
+                     img->h.refcount_order > QCOW2_MAX_REFCOUNT_ORDER ||
+                     img->h.header_bytes > UINT32_C(1) << img->h.cluster_bits))
         ret = header_validate(&img->h, NULL, file_bytes, err);
+    return ret;
+}
+
+int header_io_load(struct image *img, struct qk_error *err)
+{
+    uint64_t file_bytes;
+    int ret = io_size(img->file, &file_bytes, err);
+    if (ret == 0)
+        ret = load_fields(img, file_bytes, err);
     if (ret < 0)
         return ret;
     img->g = geometry_of(&img->h);
-    if (img->h.header_bytes > img->g.cluster_bytes)
-        return header_validate(&img->h, NULL, file_bytes, err);
     free(img->header_cluster);
     img->header_cluster = aligned_alloc(4096, round_up(img->g.cluster_bytes, 4096));
     if (!img->header_cluster)
@@ -120,6 +134,11 @@ int header_io_load(struct image *img, struct qk_error *err)
         ret = parse_backing_name(img, &img->h, img->header_cluster, &words, err);
     header_words_adopt(img, &words);
     return ret;
+}
+
+const struct header_stored *image_header_stored(const struct image *img)
+{
+    return &img->stored;
 }
 
 int header_io_write(struct image *img, struct qk_error *err)

@@ -12,6 +12,7 @@
 #include "format/entry.h"
 #include "format/header.h"
 #include "format/luks.h"
+#include "image/header_evidence.h"
 #include "io/io.h"
 
 struct image;
@@ -94,6 +95,8 @@ const char *image_backing_name(const struct image *img);   /* NULL: none */
 const char *image_backing_format(const struct image *img); /* NULL: none */
 uint64_t image_size(const struct image *img);              /* guest bytes */
 struct qk_io *image_file(const struct image *img);
+/* The external data file; NULL: there is none, or it is not open. */
+struct qk_io *image_data_file(const struct image *img);
 bool image_has_data_file(const struct image *img);    /* guest data is in another file */
 bool image_data_file_is_raw(const struct image *img); /* whose bytes are the disk's */
 const struct image_options *image_options_of(const struct image *img);
@@ -113,6 +116,18 @@ struct image_luks {
 };
 /* Borrowed; NULL: not encrypted that way, or damaged (for_check). */
 const struct image_luks *image_luks(const struct image *img);
+
+/* Guest data is encrypted by its place in the file, and the key for it is not there. */
+bool image_bound_to_place(const struct image *img);
+/* Stored bytes of a cluster as they must be to mean the same elsewhere. */
+struct moved_bytes {
+    uint64_t from, to; /* offsets in the file, of whole sectors */
+    uint8_t *out;
+    const uint8_t *in;
+    size_t len;
+};
+/* Not for images that are bound to their place. -EIO: the cipher failed. */
+int image_move_bytes(struct image *img, const struct moved_bytes *m, struct qk_error *err);
 
 #define LUKS_SLOT_ANY (-1)
 #define LUKS_ITER_MS  2000 /* when nothing is said */
@@ -231,6 +246,9 @@ int image_bitmap_merge(struct image *img, const char *name, struct image *from, 
                        struct qk_error *err);
 
 /* ---- for check and repair (exclusive use of the image) ---- */
+
+/* Of an image that is open for a check. */
+const struct header_stored *image_header_stored(const struct image *img);
 
 /* Forgets every cached table and re-reads header, L1 and refcount table from the file. */
 int image_reload(struct image *img, struct qk_error *err);

@@ -12,6 +12,7 @@
 #include "image/cache.h"
 #include "image/freemap.h"
 #include "image/image.h"
+#include "image/l2_shapes.h"
 #include "image/range_lock.h"
 
 #include <inttypes.h>
@@ -56,6 +57,7 @@ struct image {
     struct qk_io *backing; /* NULL: unallocated reads as zero */
     struct image_options opts;
     struct header h;
+    struct header_stored stored; /* for_check: what the header really holds */
     struct geometry g;
     const struct refcount_ops *rc;
     uint8_t *header_cluster; /* as on disk */
@@ -70,6 +72,7 @@ struct image {
     uint64_t *l1_dirty; /* bit per 512-byte sector; alloc_lock */
     bool l1_any_dirty;
     struct cache l2;
+    struct l2_shapes shapes;
     size_t l2_dirty_limit, refcount_dirty_limit; /* bytes */
 
     pthread_mutex_t alloc_lock;
@@ -345,7 +348,7 @@ struct header_words {
     char *backing_name, *backing_format;
 };
 /* Of `cluster`, whose fields are h. To be freed also after a failure. */
-int header_words_parse(const struct image *img, const struct header *h, const uint8_t *cluster,
+int header_words_parse(struct image *img, const struct header *h, const uint8_t *cluster,
                        struct header_words *out, struct qk_error *err);
 void header_words_free(struct header_words *words);
 /* They are the image's from here on. */

@@ -12,12 +12,13 @@ HEADER = {  # field: (offset, bytes)
     "l1_off": (40, 8), "reftable_off": (48, 8), "reftable_clusters": (56, 4),
     "snapshot_count": (60, 4), "snapshots_off": (64, 8), "incompatible": (72, 8),
     "compatible": (80, 8), "autoclear": (88, 8), "refcount_order": (96, 4), "header_bytes": (100, 4),
+    "compression_type": (104, 1),
 }
 OFFSET_MASK = 0x00FFFFFFFFFFFE00
 COPIED = 1 << 63
 COMPRESSED = 1 << 62
 ZERO = 1
-DIRTY, CORRUPT, DATA_FILE, EXTENDED_L2 = 1, 2, 4, 16
+DIRTY, CORRUPT, DATA_FILE, COMPRESSION, EXTENDED_L2 = 1, 2, 4, 8, 16
 EXT_BITMAPS, EXT_CRYPTO = 0x23852875, 0x0537BE77
 
 

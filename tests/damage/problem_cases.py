@@ -1,0 +1,634 @@
+"""Damage by field name, for each problem of src/check/problems.def: what is found, whether `-r all`
+repairs it, and on which kinds of images it can occur (harness.KINDS). test-problems runs them.
+
+A case may touch guest clusters: these may read anew afterwards, all others read as they did."""
+import dataclasses
+import typing
+
+import harness as h
+from image import (COMPRESSED, COMPRESSION, COPIED, DATA_FILE, EXT_BITMAPS, EXT_CRYPTO,
+                   EXTENDED_L2, OFFSET_MASK, ZERO)
+
+CLEAN, STAYS = "clean", "stays"
+WIDE = h.SHARING
+ALL_TOUCHED = range(1000)
+
+ANY = tuple(h.KINDS)
+
+
+def without(*kinds):
+    return tuple(k for k in ANY if k not in kinds)
+
+
+OWN_DATA = without(*h.DATA_FILE_KINDS)  # guest clusters are in this file
+V3 = without("v2")
+SUBCLUSTERS = ("extended", "mixed")
+BITMAPS = ("bitmaps", "mixed")
+# Where guest data comes last in the file.
+DATA_LAST = ("plain", "v2", "extended", "backing", "luks", "aes")
+# An L1 table that one place can hold: no snapshot has one like it.
+ONE_L1 = without(*h.SNAPSHOT_KINDS)
+ALIGNED = (4096, 16384, 65536, 2 << 20)  # so that an offset can be unaligned
+
+
+@dataclasses.dataclass
+class Case:
+    damage: typing.Callable
+    numbers: set       # found before
+    after: str         # CLEAN or STAYS
+    kinds: tuple
+    touched: typing.Iterable
+    clusters: tuple    # of those that the kind has
+    widths: tuple
+
+    @property
+    def name(self):
+        return self.damage.__name__
+
+    def shapes(self, kind):
+        clusters, widths = h.KINDS[kind]
+        return [(c, w) for c in clusters if c in self.clusters for w in widths if w in self.widths]
+
+
+CASES: list = []
+ALL_CLUSTERS = (512, 4096, 16384, 65536, 2 << 20)
+
+
+def case(numbers, after, kinds=ANY, touched=(), clusters=ALL_CLUSTERS, widths=h.WIDTHS):
+    def register(damage):
+        of = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+        CASES.append(Case(damage, set(numbers), after, of, touched, clusters, widths))
+        return damage
+    return register
+
+
+def host(image, guest_cluster):
+    return (image.l2(guest_cluster) & OFFSET_MASK) // image.cluster
+
+
+def unused_block(image):
+    """A refcount table entry that names no block."""
+    return next(i for i in range(image.reftable_entries()) if not image.refblock(i))
+
+
+def far(image, clusters=5):
+    return (image.clusters() + clusters) * image.cluster
+
+
+# ---- refcounts ----
+
+@case([1], CLEAN, OWN_DATA)
+def zero_refcount_of_data(image):
+    image.set_refcount(host(image, 3), 0)
+
+
+@case([1], CLEAN)
+def zero_refcount_of_header(image):
+    image.set_refcount(0, 0)
+
+
+@case([1], CLEAN)
+def missing_refcount_block(image):
+    image.set_refblock(0, 0)
+
+
+@case([2], CLEAN, h.SNAPSHOT_KINDS)
+def shared_cluster_counted_once(image):
+    image.set_refcount(host(image, 0), 1)
+
+
+@case([3], CLEAN)
+def leaked_clusters(image):
+    end = image.clusters()
+    image.resize((end + 3) * image.cluster)
+    for cluster in range(end, end + 3):
+        image.set_refcount(cluster, image.refcount_max())
+
+
+@case([3, 34], CLEAN, [k for k in OWN_DATA if k not in h.SNAPSHOT_KINDS], widths=h.SHARING)
+def refcount_too_high(image):
+    image.set_refcount(host(image, 4), 2)
+
+
+@case([3], CLEAN, h.SNAPSHOT_KINDS, widths=(4, 8, 16, 32, 64))
+def refcount_of_shared_cluster_too_high(image):
+    image.set_refcount(host(image, 4), image.refcount(host(image, 4)) + 1)
+
+
+@case([4], STAYS, OWN_DATA, widths=(1, 2, 4), touched=range(2, 18))
+def more_references_than_fit(image):
+    for cluster in range(2, 2 + image.refcount_max()):
+        image.set_l2(cluster, image.l2(1))
+
+
+@case([4, 10], STAYS, ("plain", "extended", "bitmaps", "luks", "aes", "backing"), widths=(1,),
+      touched=(2,))
+def more_references_than_fit_behind_a_bad_block(image):
+    image.set_l2(2, image.l2(1))
+    for index in range(image.reftable_entries()):
+        if image.refblock(index):
+            image.set_refblock(index, image.refblock(index) | 1)
+
+
+# ---- the refcount table ----
+
+@case([10], CLEAN)
+def reftable_reserved_bits(image):
+    image.set_refblock(0, image.refblock(0) | 1)
+
+
+@case([11], CLEAN, clusters=ALIGNED)
+def reftable_unaligned(image):
+    image.set_refblock(0, image.refblock(0) | 512)
+
+
+@case([12], CLEAN)
+def reftable_outside(image):
+    image.set_refblock(image.reftable_entries() - 1, far(image, 7))
+
+
+@case([13], CLEAN, OWN_DATA)
+def refblock_on_data(image):
+    image.set_refblock(unused_block(image), image.l2(3) & OFFSET_MASK)
+
+
+@case([13], CLEAN)
+def refblock_on_a_table(image):
+    image.set_refblock(unused_block(image), image.l2_table(0))
+
+
+@case([13], CLEAN)
+def refblock_named_twice(image):
+    image.set_refblock(unused_block(image), image.refblock(0))
+
+
+@case([15], CLEAN, clusters=(512, 4096, 16384, 65536))
+def refcount_table_outside(image):
+    image.set_field("reftable_clusters", image.clusters() + 1)
+
+
+@case([16], CLEAN)
+def refcount_table_unaligned(image):
+    image.set_field("reftable_off", image.number(48) + 256)
+
+
+@case([16], CLEAN)
+def refcount_table_of_no_clusters(image):
+    image.set_field("reftable_clusters", 0)
+
+
+@case([16], CLEAN)
+def refcount_table_nowhere(image):
+    image.set_field("reftable_off", 0)
+
+
+@case([16], CLEAN)
+def refcount_table_huge(image):
+    image.set_field("reftable_clusters", 0xFFFFFFFF)
+
+
+@case([17], CLEAN, V3)
+def refcount_order_impossible(image):
+    image.set_field("refcount_order", 200)
+
+
+# ---- L1 ----
+
+@case([20], STAYS)
+def l1_reserved_bits(image):
+    image.set_l1(0, image.l1(0) | 1 << 57)
+
+
+@case([21], STAYS, clusters=ALIGNED, touched=ALL_TOUCHED)
+def l1_unaligned(image):
+    image.set_l1(0, image.l1(0) | 512)
+
+
+@case([22], STAYS, touched=ALL_TOUCHED)
+def l1_outside(image):
+    image.set_l1(0, COPIED | far(image))
+
+
+@case([23], CLEAN, clusters=(512,))
+def l1_stray_copied(image):
+    """Only the tables of small clusters have entries that are not used."""
+    image.set_l1(image.l1_entries - 1, COPIED)
+
+
+@case([24], CLEAN, without("shared"))
+def l1_copied_missing(image):
+    image.set_l1(0, image.l1(0) & ~COPIED)
+
+
+@case([24], CLEAN, "shared")
+def l1_copied_on_shared_table(image):
+    image.set_l1(0, image.l1(0) | COPIED)
+
+
+@case([26], STAYS, touched=ALL_TOUCHED)
+def l1_table_far_outside(image):
+    image.set_field("l1_off", far(image, 3))
+
+
+@case([27], STAYS, ONE_L1, touched=ALL_TOUCHED)
+def l1_table_unaligned(image):
+    image.set_field("l1_off", image.l1_off + 256)
+
+
+@case([27], STAYS, ONE_L1, touched=ALL_TOUCHED)
+def l1_table_nowhere(image):
+    image.set_field("l1_off", 0)
+
+
+@case([27, 82, 83], STAYS, ("snapshots", "mixed"), touched=ALL_TOUCHED)
+def l1_table_nowhere_with_snapshots(image):
+    image.set_field("l1_off", 0)
+
+
+@case([28], STAYS, touched=ALL_TOUCHED)
+def l1_table_overwritten(image):
+    image.set_field("l1_off", 1 << 63)
+    image.write(image.l1_off, bytes([7]) * 8 * image.l1_entries)
+
+
+@case([29], CLEAN)
+def l1_size_too_small(image):
+    image.set_field("l1_entries", image.l1_entries - 1)
+
+
+@case([29], CLEAN)
+def l1_size_huge(image):
+    image.set_field("l1_entries", 0xFFFFFFFF)
+
+
+@case([29], CLEAN)
+def l1_size_past_the_end(image):
+    image.set_field("l1_entries", image.length() // 8)
+
+
+# ---- L2 ----
+
+@case([30], STAYS)
+def l2_reserved_bits(image):
+    image.set_l2(3, image.l2(3) | 2)
+
+
+@case([31], STAYS, clusters=ALIGNED, touched=(3,))
+def l2_unaligned(image):
+    image.set_l2(3, image.l2(3) | 512)
+
+
+@case([32], CLEAN, without("v2", *SUBCLUSTERS), clusters=ALIGNED, touched=(3,))
+def l2_preallocated_unaligned(image):
+    image.set_l2(3, image.l2(3) | 512 | ZERO)
+
+
+@case([32], CLEAN, SUBCLUSTERS, touched=(3,))
+def l2_extended_preallocated_unaligned(image):
+    image.set_l2(3, image.l2(3) | 512)
+    image.set_bitmap(3, 0xFFFFFFFF << 32)
+
+
+@case([33], STAYS, OWN_DATA, touched=(3,))
+def l2_outside(image):
+    image.set_l2(3, COPIED | far(image))
+
+
+@case([33], STAYS, h.COMPRESSED_KINDS, touched=(9,))
+def l2_compressed_outside(image):
+    image.set_l2(9, COMPRESSED | far(image))
+
+
+@case([33], STAYS, DATA_LAST, touched=range(20, 23))
+def truncated_in_the_data(image):
+    image.resize((host(image, 20)) * image.cluster)
+
+
+@case([34], CLEAN, [k for k in ANY if k not in h.SNAPSHOT_KINDS])
+def l2_copied_missing(image):
+    image.set_l2(3, image.l2(3) & ~COPIED)
+
+
+@case([34], CLEAN, h.SNAPSHOT_KINDS)
+def l2_copied_on_shared_cluster(image):
+    image.set_l2(0, image.l2(0) | COPIED)
+
+
+@case([2, 3, 80], CLEAN, OWN_DATA, touched=(3,), widths=h.SHARING[1:])
+def l2_names_its_own_table(image):
+    image.set_l2(3, COPIED | image.l2_table(0))
+
+
+@case([2, 3, 80], CLEAN, OWN_DATA, touched=(3,), widths=h.SHARING)
+def l2_names_the_l1_table(image):
+    """Offset 0 is no cluster at all in an L2 entry, so not the header."""
+    image.set_l2(3, COPIED | image.l1_off)
+
+
+@case([2, 3, 80], CLEAN, OWN_DATA, touched=(3,), widths=h.SHARING)
+def l2_names_the_refcount_table(image):
+    image.set_l2(3, COPIED | image.number(48))
+
+
+@case([13], CLEAN, OWN_DATA, touched=(3,), widths=h.SHARING)
+def l2_names_a_refcount_block(image):
+    image.set_l2(3, COPIED | image.refblock(0))
+
+
+@case([2, 3], CLEAN, OWN_DATA, touched=(3,), widths=h.SHARING)
+def l2_entries_share_a_cluster(image):
+    image.set_l2(3, image.l2(4))
+
+
+@case([2, 81], CLEAN, "luks", touched=(3, 7), widths=h.SHARING)
+def l2_entries_share_an_encrypted_cluster(image):
+    image.set_l2(3, image.l2(4))
+    image.set_l2(7, image.l2(4))
+
+
+@case([4, 81], STAYS, "luks", touched=(3,), widths=(1,))
+def l2_entries_share_an_encrypted_cluster_that_cannot(image):
+    image.set_l2(3, image.l2(4))
+
+
+@case([35], CLEAN, h.COMPRESSED_KINDS)
+def compressed_copied(image):
+    image.set_l2(9, image.l2(9) | COPIED)
+
+
+@case([36], STAYS, h.DATA_FILE_KINDS, touched=(3,))
+def compressed_with_data_file(image):
+    image.set_l2(3, COMPRESSED | 0x5000)
+
+
+@case([41], STAYS, h.DATA_FILE_KINDS, touched=(3,))
+def data_file_offset(image):
+    image.set_l2(3, image.l2(4))
+
+
+@case([37], STAYS, SUBCLUSTERS, touched=(3,))
+def compressed_with_bitmap(image):
+    image.set_l2(3, COMPRESSED | image.l2(3) & OFFSET_MASK)
+
+
+@case([38], STAYS, SUBCLUSTERS, touched=(3,))
+def subcluster_allocated_and_zero(image):
+    image.set_bitmap(3, 1 << 32 | 0xFFFFFFFF)
+
+
+@case([39], STAYS, SUBCLUSTERS, touched=(3, 11))
+def subcluster_of_no_cluster(image):
+    image.set_l2(11, 0)
+    image.set_bitmap(11, 0xFF)
+
+
+# ---- snapshots ----
+
+@case([22, 50], STAYS, h.SNAPSHOT_KINDS, touched=ALL_TOUCHED)
+def truncated_before_the_snapshot_table(image):
+    image.resize(min(image.field("snapshots_off"), image.l2_table(0)))
+
+
+@case([50], STAYS, h.SNAPSHOT_KINDS)
+def snapshot_entry_past_the_end(image):
+    image.put(next(image.snapshots()) + 36, image.length(), 4)
+
+
+@case([51], STAYS, h.SNAPSHOT_KINDS, clusters=ALIGNED)
+def snapshot_l1_unaligned(image):
+    place = next(image.snapshots())
+    image.put(place, image.number(place) + 512)
+
+
+@case([52], STAYS, h.SNAPSHOT_KINDS)
+def snapshot_l1_too_large(image):
+    image.put(next(image.snapshots()) + 8, (32 << 20) // 8 + 1, 4)
+
+
+@case([53], CLEAN, h.SNAPSHOT_KINDS)
+def snapshot_without_extra_data(image):
+    """The last entry's id and name follow at once."""
+    *_, place = image.snapshots()
+    extra = image.number(place + 36, 4)
+    names = image.read(place + 40 + extra, 16)
+    image.put(place + 36, 0, 4)
+    image.write(place + 40, names)
+
+
+@case([54], STAYS, h.DATA_FILE_KINDS)
+def snapshots_with_data_file(image):
+    end = image.clusters() * image.cluster
+    image.resize(end + image.cluster)
+    image.write(end, bytes(12) + b"\0\1\0\1" + bytes(20) + b"\0\0\0\x10" + bytes(16) + b"1a")
+    image.set_refcount(end // image.cluster, 1)
+    image.set_field("snapshots_off", end)
+    image.set_field("snapshot_count", 1)
+
+
+@case([55], STAYS, h.SNAPSHOT_KINDS)
+def snapshot_l1_outside(image):
+    place = next(image.snapshots())
+    image.put(place + 8, (far(image, 2) - image.number(place)) // 8, 4)
+
+
+@case([56], CLEAN, h.SNAPSHOT_KINDS, clusters=ALIGNED)
+def snapshot_with_much_extra_data(image):
+    """The last entry's id and name lie behind 2,000 more bytes."""
+    *_, place = image.snapshots()
+    extra = image.number(place + 36, 4)
+    names = image.read(place + 40 + extra, 16)
+    image.put(place + 36, 2000, 4)
+    image.write(place + 40 + 2000, names)
+
+
+# ---- bitmaps, encryption, header ----
+
+@case([60], STAYS, BITMAPS)
+def bitmap_count_too_high(image):
+    place, _ = image.extension(EXT_BITMAPS)
+    image.put(place, 9, 4)
+
+
+@case([61], STAYS, BITMAPS, clusters=ALIGNED)
+def bitmap_table_unaligned(image):
+    place = image.bitmap_directory()
+    image.put(place, image.number(place) + 512)
+
+
+@case([62], STAYS, BITMAPS)
+def bitmap_table_entry_outside(image):
+    image.put(image.number(image.bitmap_directory()), far(image, 9))
+
+
+@case([62], STAYS, BITMAPS)
+def bitmap_table_entry_with_place_and_flag(image):
+    table = image.number(image.bitmap_directory())
+    image.put(table, image.l1_off | 1)
+
+
+@case([65], STAYS, "luks", touched=ALL_TOUCHED)
+def encryption_header_outside(image):
+    place, _ = image.extension(EXT_CRYPTO)
+    image.put(place + 8, image.length())
+
+
+@case([66], STAYS, without(*h.ENCRYPTED), touched=ALL_TOUCHED)
+def luks_without_encryption_header(image):
+    image.set_field("crypt_method", 2)
+
+
+@case([70], CLEAN, without("v2", *h.DATA_FILE_KINDS))
+def data_file_raw_without_data_file(image):
+    image.set_field("autoclear", image.field("autoclear") | 2)
+
+
+@case([71], CLEAN, without("backing"))
+def backing_name_without_length(image):
+    image.set_field("backing_name_off", 8)
+
+
+@case([72], STAYS, touched=ALL_TOUCHED)
+def backing_name_inside_the_header(image):
+    image.set_field("backing_name_off", 8)
+    image.set_field("backing_name_len", 4)
+
+
+@case([73], STAYS, touched=ALL_TOUCHED)
+def backing_name_far_outside(image):
+    image.set_field("backing_name_off", 1 << 40)
+    image.set_field("backing_name_len", 4)
+
+
+@case([74], CLEAN, V3)
+def header_length_odd(image):
+    image.set_field("header_bytes", 109)
+
+
+@case([74], CLEAN, V3)
+def header_length_huge(image):
+    image.set_field("header_bytes", 1 << 31)
+
+
+@case([75], STAYS, touched=ALL_TOUCHED)
+def disk_size_impossible(image):
+    image.set_field("size", 1 << 63)
+
+
+# ---- fields that decide what all tables mean ----
+
+@case([90], CLEAN)
+def magic_wrong(image):
+    image.set_field("magic", 0x514649FA)
+
+
+@case([91], STAYS, touched=ALL_TOUCHED)
+def version_impossible(image):
+    image.set_field("version", 0x30000)
+
+
+@case([91], STAYS, "bitmaps", clusters=ALIGNED, touched=ALL_TOUCHED)
+def version_too_old(image):
+    image.set_field("version", 2)
+
+
+@case([91], STAYS, "v2", touched=ALL_TOUCHED)
+def version_too_new(image):
+    image.set_field("version", 3)
+
+
+@case([92], STAYS, touched=ALL_TOUCHED)
+def cluster_bits_impossible(image):
+    image.set_field("cluster_bits", 77)
+
+
+@case([92], STAYS, touched=ALL_TOUCHED)
+def cluster_bits_too_high(image):
+    image.set_field("cluster_bits", image.field("cluster_bits") + 1)
+
+
+@case([92], STAYS, without(*SUBCLUSTERS), clusters=ALIGNED, touched=ALL_TOUCHED)
+def cluster_bits_too_low(image):
+    image.set_field("cluster_bits", image.field("cluster_bits") - 1)
+
+
+@case([92], STAYS, "data_file", clusters=ALIGNED, touched=ALL_TOUCHED)
+def cluster_bits_zero_with_data_file(image):
+    image.set_field("cluster_bits", 0)
+
+
+@case([92], STAYS, "extended", clusters=h.LARGE, widths=(1, 16, 64), touched=ALL_TOUCHED)
+def cluster_bits_too_low_for_subclusters(image):
+    image.set_field("cluster_bits", 9)
+
+
+@case([93], STAYS, touched=ALL_TOUCHED)
+def cluster_bits_and_refcount_table(image):
+    image.set_field("cluster_bits", 77)
+    image.set_field("reftable_off", 1)
+
+
+@case([94], STAYS, V3, touched=ALL_TOUCHED)
+def feature_unknown(image):
+    image.set_field("incompatible", image.incompatible | 1 << 40)
+
+
+@case([95], STAYS, without("v2", *SUBCLUSTERS), clusters=h.LARGE, touched=ALL_TOUCHED)
+def feature_extended_on(image):
+    image.set_field("incompatible", image.incompatible | EXTENDED_L2)
+
+
+@case([95], STAYS, SUBCLUSTERS, touched=ALL_TOUCHED)
+def feature_extended_off(image):
+    image.set_field("incompatible", image.incompatible & ~EXTENDED_L2)
+
+
+@case([96], STAYS, [k for k in OWN_DATA if k != "v2"], touched=ALL_TOUCHED)
+def feature_data_file_on(image):
+    image.set_field("incompatible", image.incompatible | DATA_FILE)
+
+
+@case([96], STAYS, h.DATA_FILE_KINDS, touched=ALL_TOUCHED)
+def feature_data_file_off(image):
+    image.set_field("incompatible", image.incompatible & ~DATA_FILE)
+
+
+@case([97], CLEAN, without("v2", "zstd", "mixed"))
+def compression_type_without_bit(image):
+    image.set_field("compression_type", 1)
+
+
+@case([97], CLEAN, "compressed")
+def compression_bit_without_type(image):
+    image.set_field("incompatible", COMPRESSION)
+
+
+@case([97], CLEAN, "zstd", clusters=ALIGNED, widths=WIDE)
+def compression_type_lost(image):
+    image.set_field("compression_type", 99)
+
+
+@case([98], STAYS, "compressed", clusters=ALIGNED, widths=WIDE, touched=ALL_TOUCHED)
+def compression_of_two_types(image):
+    """What a zstd stream begins with, where one of the streams is."""
+    image.set_field("incompatible", COMPRESSION)
+    image.write(image.l2(8) & (1 << 62 - (image.field("cluster_bits") - 8)) - 1, b"\x28\xb5\x2f\xfd")
+
+
+@case([99], STAYS, "luks", clusters=ALIGNED, touched=ALL_TOUCHED)
+def crypt_method_none(image):
+    image.set_field("crypt_method", 0)
+
+
+@case([100], STAYS, without("luks"), touched=ALL_TOUCHED)
+def crypt_method_impossible(image):
+    image.set_field("crypt_method", 0x2000000)
+
+
+@case([101], CLEAN, "bitmaps", clusters=ALIGNED)
+def bitmaps_extension_too_short(image):
+    image.put(image.extension(EXT_BITMAPS)[0] - 4, 16, 4)
+
+
+@case([102], STAYS, ("snapshots", "extended", "plain"), touched=ALL_TOUCHED)
+def extension_past_the_header(image):
+    image.put(image.field("header_bytes") + 4, image.cluster, 4)
