@@ -2,7 +2,8 @@
  * copies.c - guest clusters that share a cluster of the file get one each, when that is allowed
  * (QK_ALLOW_COPIES): any number of users in one pass. One user keeps the cluster, unless it holds
  * one of the image's own tables; the others get copies of its bytes, so that no guest reads
- * anything new.
+ * anything new. Where data is encrypted by its place in the file (LUKS), a copy is encrypted for
+ * its own place; that takes the key. Encrypted by the guest's place (AES), the stored bytes stay.
  *
  * Order (INV-1): copies are written into free clusters; a new refcount structure counts both the
  * old and the new reference; entries are changed; the old references are taken off. Without a new
@@ -90,6 +91,7 @@ static int users_collect(struct check *c, struct qk_error *err)
         int ret = io_read(c->file, t->cluster << c->g->cluster_bits, buf, c->g->cluster_bytes, err);
         if (ret < 0)
             return ret;
+        cut_clean(c, t->cluster, buf);
         if (table_users(c, i, buf) < 0)
             return qk_fail_nomem(err);
     }
@@ -117,6 +119,7 @@ static int find_place(struct check *c, uint64_t *cluster, struct qk_error *err)
     return ret;
 }
 
+/* buf: the shared cluster, and room for another one. */
 static int copy_make(struct check *c, struct cluster_user *user, uint8_t *buf, struct qk_error *err)
 {
     const struct l2_table *t = &c->tables.ptr[user->table];
@@ -125,10 +128,14 @@ static int copy_make(struct check *c, struct cluster_user *user, uint8_t *buf, s
         return ret;
     const struct refmap_span span = {user->copy, 1};
     const struct step what = {.action = "copy a shared cluster", .structure = "guest data"};
-    const struct plan_bytes bytes = {user->copy << c->g->cluster_bits, buf, c->g->cluster_bytes};
+    const struct moved_bytes moved = {user->cluster << c->g->cluster_bits,
+                                      user->copy << c->g->cluster_bits, buf + c->g->cluster_bytes,
+                                      buf, c->g->cluster_bytes};
+    const struct plan_bytes bytes = {moved.to, moved.out, moved.len};
     if (refmap_add(&c->refs, span, t->refs, 0) < 0)
         return qk_fail_nomem(err);
-    return plan_write(c, &what, &bytes, err);
+    ret = image_move_bytes(c->img, &moved, err);
+    return ret < 0 ? ret : plan_write(c, &what, &bytes, err);
 }
 
 /* Users [i, end) of one cluster. */
@@ -157,12 +164,11 @@ void copies_forget(struct check *c)
 
 int copies_place(struct check *c, struct qk_error *err)
 {
-    CLEANUP_FREE uint8_t *buf = malloc(c->g->cluster_bytes);
     bool wanted = (c->opts->allow & QK_ALLOW_COPIES) && (c->opts->fix & QK_FIX_ERRORS);
-    /* LUKS encrypts by place: the same bytes elsewhere would be others. */
-    bool by_place = c->h->crypt_method == CRYPT_LUKS;
-    if (!wanted || c->data_file || by_place || (c->actions & ACT_HOLD))
+    if (!wanted || c->rollback || c->data_file || image_bound_to_place(c->img) ||
+        (c->actions & ACT_HOLD))
         return 0;
+    CLEANUP_FREE uint8_t *buf = malloc(2 * (size_t)c->g->cluster_bytes);
     int ret = buf ? users_collect(c, err) : qk_fail_nomem(err);
     for (size_t i = 0, end; ret == 0 && i < c->users.len; i = end) {
         for (end = i + 1;

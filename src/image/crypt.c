@@ -285,6 +285,30 @@ int crypt_writev(struct image *img, struct data_place at, const struct iovec *io
     return ret;
 }
 
+/* ---- to another place ---- */
+
+bool image_bound_to_place(const struct image *img)
+{
+    return img->h.crypt_method == CRYPT_LUKS && !img->crypt;
+}
+
+int image_move_bytes(struct image *img, const struct moved_bytes *m, struct qk_error *err)
+{
+    memcpy(m->out, m->in, m->len);
+    if (!img->crypt || img->crypt->by_guest)
+        return 0;
+    struct crypt_worker *w;
+    int ret = worker_take(img->crypt, &w, err);
+    if (ret < 0)
+        return ret;
+    const struct sector_run old = {m->from / SECTOR, m->out, m->out, m->len},
+                            new = {m->to / SECTOR, m->out, m->out, m->len};
+    if (sector_cipher_decrypt(w->cipher, &old) < 0 || sector_cipher_encrypt(w->cipher, &new) < 0)
+        ret = cipher_failed(img, (struct data_place){guest_off(QK_OFFSET_NONE), m->from}, err);
+    worker_give(img->crypt, w);
+    return ret;
+}
+
 int crypt_locked(const struct image *img, struct qk_error *err)
 {
     return qk_fail_at(err, -EACCES, WHERE(img->file->name, NULL, QK_OFFSET_NONE),
