@@ -127,17 +127,33 @@ static void verify_parts(const char *name)
     CHECK_OK(qk_disk_close(disk, &last_error));
 }
 
+/* Looks at snapshots that come and go. */
+static void *look(void *arg)
+{
+    struct busy *b = arg;
+    while (!*b->stop) {
+        struct qk_snapshot_info info = QK_SNAPSHOT_INFO_INIT;
+        uint64_t freed;
+        for (uint32_t i = 0; i < 3; i++) {
+            int shown = qk_disk_snapshot(b->disk, i, &info, NULL);
+            int counted = qk_disk_snapshot_freed(b->disk, i, &freed, NULL);
+            b->failed |= (shown < 0 && shown != -EINVAL) || (counted < 0 && counted != -EINVAL);
+        }
+    }
+    return NULL;
+}
+
 static void test_busy_disk(void)
 {
-    struct busy busy[WRITERS];
-    pthread_t threads[WRITERS];
+    struct busy busy[WRITERS + 1];
+    pthread_t threads[WRITERS + 1];
     _Atomic bool stop = false;
     CHECK_OK(MAKE("busy.q", "qcow2", "size=4M", "cluster_size=4k"));
     struct qk_disk *disk = OPEN("busy.q", .flags = QK_OPEN_RDWR);
     REQUIRE(disk);
-    for (unsigned i = 0; i < WRITERS; i++) {
+    for (unsigned i = 0; i <= WRITERS; i++) {
         busy[i] = (struct busy){disk, i * (uint64_t)MIB, &stop, false};
-        pthread_create(&threads[i], NULL, write_part, &busy[i]);
+        pthread_create(&threads[i], NULL, i < WRITERS ? write_part : look, &busy[i]);
     }
     for (unsigned i = 0; i < ROUNDS; i++) {
         char name[16], old[16];
@@ -148,7 +164,7 @@ static void test_busy_disk(void)
             CHECK_OK(qk_disk_snapshot_delete(disk, NULL, old, &last_error));
     }
     stop = true;
-    for (unsigned i = 0; i < WRITERS; i++) {
+    for (unsigned i = 0; i <= WRITERS; i++) {
         pthread_join(threads[i], NULL);
         CHECK(!busy[i].failed);
     }
