@@ -122,7 +122,8 @@ int apply_edits(struct check *c, struct qk_error *err)
     } edits[] = {{ACT_EDIT_HEADER, header_edit},
                  {ACT_DROP_BITMAPS, bitmaps_drop},
                  {ACT_EDIT_L1, edit_l1},
-                 {ACT_EDIT_L2, edit_l2}};
+                 {ACT_EDIT_L2, edit_l2},
+                 {ACT_FILL, cut_fill}};
     bool any = false;
     for (size_t i = 0; i < ARRAY_SIZE(edits); i++) {
         if (!(c->actions & edits[i].action))

@@ -35,7 +35,8 @@ static bool word_valid(const struct check *c, uint64_t word, struct refmap_span 
     uint64_t off = word & TABLE_OFFSET_MASK;
     *span = (struct refmap_span){0};
     return !(word & TABLE_RESERVED_MASK) && is_aligned(off, c->g->cluster_bytes) &&
-           (!off || (!(word & BITMAP_TABLE_ONES) && range_span(c, off, c->g->cluster_bytes, span)));
+           (!off || (!(word & BITMAP_TABLE_ONES) && range_span(c, off, c->g->cluster_bytes, span) &&
+                     range_within(off, c->g->cluster_bytes, c->file_bytes)));
 }
 
 static int word_count(struct check *c, uint64_t word, uint64_t at, uint64_t times)
@@ -50,6 +51,8 @@ static int word_count(struct check *c, uint64_t word, uint64_t at, uint64_t time
     if (valid)
         return refmap_add(&c->refs, span, times, 0);
     sink_found(&c->sink, &f, word);
+    if ((word & TABLE_OFFSET_MASK) > c->file_bytes - min_u64(c->file_bytes, c->g->cluster_bytes))
+        cut_named(c, f.id, word & TABLE_OFFSET_MASK, c->g->cluster_bytes);
     return u64_vec_append(&c->bitmap_faults, at);
 }
 

@@ -9,8 +9,8 @@
 #include "check/internal.h"
 #include "io/stage.h"
 
-#include <sys/stat.h>
 #include <stdio.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static unsigned thread_count(const struct qk_check_options *opts)
@@ -54,6 +54,9 @@ static int check_init(struct check *c, struct qk_error *err)
     if (c->opts->fix && !c->opts->plan_only && !c->file->writable)
         return qk_fail_at(err, -EROFS, WHERE(c->file->name, NULL, QK_OFFSET_NONE),
                           "cannot repair an image that is opened read-only");
+    c->data_bytes = UINT64_MAX;
+    if (image_data_file(c->img) && io_size(image_data_file(c->img), &c->data_bytes, NULL) < 0)
+        c->data_bytes = UINT64_MAX;
     c->clusters = div_round_up(c->file_bytes, c->g->cluster_bytes);
     if (c->clusters >= REFMAP_MAX_CLUSTERS || c->file_bytes > INT64_MAX / 2)
         return qk_fail_at(err, -EFBIG, WHERE(c->file->name, NULL, QK_OFFSET_NONE),
@@ -110,6 +113,8 @@ static int find(struct check *c, struct qk_error *err)
     if (ret == 0)
         shared_report(c);
     if (ret == 0)
+        ret = cut_report(c, err);
+    if (ret == 0)
         ret = rollback_survey(c, err);
     shared_vec_free(&c->shared);
     return ret;
@@ -157,10 +162,19 @@ static const char *plan_place(const struct check *c)
 static int repair(struct check *c, struct qk_error *err)
 {
     static int (*const parts[])(struct check *, struct qk_error *) = {
-        bitmaps_before_changes, apply_edits,      snapshots_place, rollback_place,
-        copies_place,           repair_refcounts, snapshots_link,
-        bitmaps_link,           copies_link,      copied_run,
-        plan_barrier,           clear_bits,
+        bitmaps_before_changes,
+        apply_edits,
+        snapshots_place,
+        rollback_place,
+        copies_place,
+        repair_refcounts,
+        snapshots_link,
+        bitmaps_link,
+        copies_link,
+        cut_uncount,
+        copied_run,
+        plan_barrier,
+        clear_bits,
     };
     int ret = io_stage_open(c->file, plan_place(c), &c->stage, err);
     if (ret < 0)
@@ -222,7 +236,8 @@ static int check_once(struct attempt *a, const struct qk_check_options *opts,
 {
     struct check c = {.img = a->img, .opts = opts, .result = result};
     c.undo_log = a->log;
-    c.no_growth = a->no_growth;
+    c.no_growth = c.no_room = a->no_growth;
+    c.in_place = a->in_place;
     c.rollback = a->rollback;
     c.sound_without_features = a->sound_without_features;
     struct qk_check_options look;
@@ -237,7 +252,6 @@ static int check_once(struct attempt *a, const struct qk_check_options *opts,
         ret = find(&c, err);
     if (ret == 0)
         ret = rollback_judge(&c, err);
-    c.in_place = a->in_place;
     if (ret == 0)
         ret = plan_decide(&c, err);
     block_cache_drop(&c);
@@ -326,6 +340,7 @@ static void rollback_result(const struct qk_check_options *opts, struct qk_check
              are = after->corruptions + after->check_errors;
     if (opts->plan_only) {
         result->steps = after->steps;
+        result->leaks_kept = after->leaks_kept;
         return;
     }
     *result = *after;
@@ -342,13 +357,13 @@ static int rollback_to(struct attempt *a, const struct qk_check_options *opts,
     char text[256];
     a->rollback = to;
     a->round = 2;
-    int ret = opts->plan_only ? check_once(a, &quiet, after, err)
-                              : check_fixing(a, &quiet, after, err);
+    int ret =
+        opts->plan_only ? check_once(a, &quiet, after, err) : check_fixing(a, &quiet, after, err);
     if (ret < 0) {
-        qk_error_prefix(err, "Cannot go back to snapshot %s", to->text);
+        qk_error_prefix(err, "Cannot go back to snapshot %s", rollback_text(to));
         return ret;
     }
-    snprintf(text, sizeof(text), "The disk goes back to snapshot %s", to->text);
+    snprintf(text, sizeof(text), "The disk goes back to snapshot %s", rollback_text(to));
     if (opts->on_message && !opts->plan_only)
         opts->on_message(opts->opaque, text);
     return 0;
@@ -405,8 +420,7 @@ static int check_rolling_back(struct attempt *a, const struct qk_check_options *
 static int features_judge(struct attempt *a, const struct qk_check_options *opts,
                           struct qk_error *err)
 {
-    uint64_t unknown =
-        image_header_stored(a->img)->fields.incompatible & ~(uint64_t)INCOMPAT_KNOWN;
+    uint64_t unknown = image_header_stored(a->img)->fields.incompatible & ~(uint64_t)INCOMPAT_KNOWN;
     struct qk_check_options look = muted(opts);
     struct qk_check_result seen;
     if (!unknown || !problem_fixable(opts, PROBLEM_FEATURE_UNKNOWN))

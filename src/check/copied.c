@@ -86,6 +86,7 @@ static int table_look(struct copied *p, struct l2_table *t, struct qk_error *err
     int ret = io_read(c->file, off, p->buf, c->g->cluster_bytes, err);
     if (ret < 0)
         return ret;
+    cut_clean(c, t->cluster, p->buf);
     memcpy(p->buf + c->g->cluster_bytes, p->buf, c->g->cluster_bytes);
     /* A cluster with other users that makes a bad table is likely to be no table at all. */
     bool alone = refmap_count(&c->refs, t->cluster) == t->refs;

@@ -127,6 +127,18 @@ DEFINE_VECTOR(user_vec, struct cluster_user)
  * one; writes it in the old one's place, where no other can be had; has no bitmaps any more. */
 enum bitmaps_way { BITMAPS_STAY = 0, BITMAPS_BESIDE, BITMAPS_IN_PLACE, BITMAPS_GONE };
 
+/* A file that ends too early: see cut.c. */
+struct cut {
+    uint64_t names, reach; /* references that lead behind the end, and how far */
+    uint64_t counted;      /* refcounts go up to this cluster; 0: not behind the end */
+    bool torn;             /* a table is cut */
+    bool held;             /* and cannot be given up */
+    bool sure;             /* it is no single wild entry */
+    uint64_t fill_end;     /* where the tables that are given up end */
+    uint64_t entry_bytes;  /* of the table that the end lies in; 0: none */
+    uint64_t lost_off, lost_bytes; /* of the disk, by that */
+};
+
 enum block_state {
     BLOCK_NONE = 0, /* no block: every refcount in its range is zero */
     BLOCK_GOOD,
@@ -203,6 +215,8 @@ struct check {
     bool bitmaps_uncounting;
     enum bitmaps_way bitmaps_way;  /* what becomes of them in this repair */
     struct refmap_span bitmap_new; /* the new directory */
+    struct cut cut;
+    uint64_t data_bytes;    /* of the external data file; UINT64_MAX: none, or not known */
     bool guest_changes;     /* this repair changes what the guest reads: no bitmap knows of it */
     bool disk_resized;      /* and the size of its disk */
     bool spare; /* free clusters may belong to what was given up: new ones go behind the end */
@@ -212,7 +226,10 @@ struct check {
     uint64_t copy_from;    /* no free cluster before this one */
     unsigned epoch;
     uint64_t named_end; /* entries that stay name clusters behind the file's end, up to this one */
+    uint64_t named_from; /* and from this one on; 0: none are */
     bool no_growth;     /* the file was found to have no room to grow */
+    bool no_room;       /* the file system has none */
+    bool in_place;      /* nor where nothing is stored in it */
     bool out_of_room;   /* found out just now */
 
     pthread_mutex_t lock; /* result counters and progress while threads run */
@@ -227,7 +244,6 @@ struct check {
 struct parallel_job {
     uint64_t items;
     size_t scratch_bytes;
-    bool in_place;      /* nor where nothing is stored in it */
     int (*fn)(struct check *c, uint64_t item, void *scratch, struct qk_error *err);
 };
 int parallel_for(struct check *c, const struct parallel_job *job, struct qk_error *err);
@@ -279,6 +295,32 @@ const char *lost_text(struct lost *lost, const char *kind, uint64_t count);
 void lost_note(struct lost *lost, const char *name);
 /* "snapshots 1 (a), 2 (b) and 3 more", of `count` in all; NULL: none. Valid as long as *lost. */
 const char *lost_text(struct lost *lost, const char *kind, uint64_t count);
+
+/* ---- cut.c ---- */
+
+/* The range begins in the file and ends behind it. */
+bool cut_through(const struct check *c, uint64_t off, uint64_t bytes);
+bool cut_table(const struct check *c, uint64_t cluster);
+/* The first entry of a table at `off` that is not all there. */
+uint32_t cut_first_lost(const struct check *c, uint64_t off, uint32_t entry_bytes);
+/* An L2 table as it was read: half an entry is none. */
+void cut_clean(const struct check *c, uint64_t cluster, uint8_t *table);
+/* A finding of this kind is about a range that leads behind the end. */
+void cut_named(struct check *c, enum problem_id id, uint64_t off, uint64_t bytes);
+/* A table that the end lies in. */
+struct cut_off_table {
+    enum problem_id id;
+    uint64_t off, bytes, guest_off;
+    uint32_t entry_bytes;
+    bool active, alone; /* alone: nothing else lies in its clusters */
+};
+void cut_found(struct check *c, const struct cut_off_table *t);
+/* An active L1 table of which not even the last cluster begins in the file. */
+int cut_l1_count(struct check *c, struct qk_error *err);
+int cut_report(struct check *c, struct qk_error *err);
+bool cut_can_fill(const struct check *c);
+int cut_fill(struct check *c, struct qk_error *err);
+int cut_uncount(struct check *c, struct qk_error *err);
 
 /* ---- header.c ---- */
 

@@ -62,6 +62,8 @@ int plan_decide(struct check *c, struct qk_error *err)
                           "need to rebuild refcount structures, which only a repair of all "
                           "errors does");
     }
+    if ((c->actions & ACT_FILL) && !cut_can_fill(c))
+        c->actions = (c->actions & ~(unsigned)ACT_FILL) | ACT_HOLD;
     if (!(c->actions & ACT_HOLD))
         return 0;
     c->actions &= ~(unsigned)ACT_LOWER;

@@ -30,6 +30,7 @@ enum action {
     ACT_HOLD = 1u << 7, /* free and reuse nothing */
     ACT_DROP_BITMAPS = 1u << 8,
     ACT_WRITE_SNAPSHOTS = 1u << 9, /* a new table, of the entries that can be used */
+    ACT_FILL = 1u << 10, /* lengthen the file to the end of the tables that it cuts */
     ACT_REFUSE = 1u << 15, /* repair nothing: what is read may mean something else */
 };
 

@@ -23,13 +23,13 @@ bool range_span(const struct check *c, uint64_t off, uint64_t bytes, struct refm
     return true;
 }
 
-/* Further away than half the file's size it is no truncation: then the file does not grow. */
+/* If the file grew over it the damage would look like data of zeroes. */
 void outside_named(struct check *c, uint64_t off, uint64_t bytes)
 {
-    uint64_t end;
-    if (!try_add_u64(off, bytes, &end) || end > c->file_bytes + c->file_bytes / 2)
-        c->no_growth = true;
-    else
+    uint64_t end, from = off >> c->g->cluster_bits;
+    c->no_growth = true;
+    c->named_from = c->named_from ? min_u64(c->named_from, from) : from;
+    if (try_add_u64(off, bytes, &end) && end <= c->file_bytes + c->file_bytes / 2)
         c->named_end = max_u64(c->named_end, div_round_up(end, c->g->cluster_bytes));
 }
 
@@ -48,6 +48,8 @@ int count_root(struct check *c, const struct root *root, struct qk_error *err)
         const struct finding f = {root->outside, root->off, QK_OFFSET_NONE, c->file_bytes,
                                   root->off};
         sink_found(&c->sink, &f, root->off, root->bytes);
+        if (root->outside != PROBLEM_L1_TABLE_OUTSIDE)
+            cut_named(c, root->outside, root->off, root->bytes);
         return 0;
     }
     return refmap_add(&c->refs, span, root->times, 0) < 0 ? qk_fail_nomem(err) : 0;
@@ -72,6 +74,8 @@ static struct edge *edges_new(const struct check *c, const struct u64_vec *range
     for (size_t i = 0; edges && i + 1 < ranges->len; i += 2) {
         uint64_t off = min_u64(ranges->ptr[i], c->file_bytes);
         uint64_t end = off + min_u64(ranges->ptr[i + 1], c->file_bytes - off);
+        if (align == sizeof(uint64_t)) /* half a word is none */
+            end = max_u64(off, round_down(end, align));
         edges[i] = (struct edge){round_down(off, align), 1};
         edges[i + 1] = (struct edge){round_up(end, align), -1};
     }

@@ -42,7 +42,7 @@ static uint64_t table_bytes(const struct check *c, uint64_t off)
     if (c->sink.seen[PROBLEM_REFTABLE_RANGE])
         bytes = min_u64(
             bytes, round_up(div_round_up(c->clusters, block_clusters(c)) * 8, c->g->cluster_bytes));
-    return min_u64(bytes, round_up(c->file_bytes - off, 8));
+    return min_u64(bytes, round_down(c->file_bytes - off, 8)); /* half an entry is none */
 }
 
 static int table_load(struct check *c, struct qk_error *err)
@@ -78,6 +78,8 @@ static int entry_bad(struct check *c, size_t i, enum problem_id id, uint64_t arg
     const struct finding f = {id, c->h->reftable_off + i * 8, QK_OFFSET_NONE, 0,
                               c->reftable.ptr[i]};
     sink_found(&c->sink, &f, (uint64_t)i, arg);
+    if (id == PROBLEM_REFTABLE_OUTSIDE)
+        cut_named(c, id, c->reftable.ptr[i], c->g->cluster_bytes);
     return id == PROBLEM_REFTABLE_OUTSIDE ? BLOCK_NONE : BLOCK_BAD;
 }
 
@@ -174,8 +176,8 @@ int refblocks_collect(struct check *c, struct qk_error *err)
     }
     c->shared.len = 0;
     distrust_shared(c);
-    c->table_lost =
-        c->sink.seen[PROBLEM_REFTABLE_UNREADABLE] || c->sink.seen[PROBLEM_REFTABLE_RANGE] ||
-        c->sink.seen[PROBLEM_REFTABLE_PLACE] || c->sink.seen[PROBLEM_REFCOUNT_ORDER];
+    c->table_lost = c->sink.seen[PROBLEM_REFTABLE_UNREADABLE] ||
+                    c->sink.seen[PROBLEM_REFTABLE_RANGE] || c->sink.seen[PROBLEM_REFTABLE_PLACE] ||
+                    c->sink.seen[PROBLEM_REFCOUNT_ORDER];
     return 0;
 }

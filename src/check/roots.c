@@ -51,8 +51,8 @@ static void l1_report(struct check *c, uint64_t raw, uint64_t index, uint64_t fi
         else
             sink_found(&c->sink, &f, off, (uint64_t)c->g->cluster_bytes);
         c->guest_changes |= active && problem_chosen(c->opts, f.id);
-        if (f.id == PROBLEM_L1_OUTSIDE && !problem_fixable(c->opts, f.id))
-            outside_named(c, off, c->g->cluster_bytes);
+        if (f.id == PROBLEM_L1_OUTSIDE)
+            cut_named(c, f.id, off, c->g->cluster_bytes);
     }
 }
 
@@ -66,15 +66,14 @@ static int table_add(struct check *c, const struct l2_table *t, struct qk_error 
 
 /* ---- the active L1 ---- */
 
-/* Entries past the end of the file read as zero; the root itself is reported as outside. */
+/* Entries past the end of the file read as zero, and so does half of one; that the table reaches
+ * there is reported. */
 static int active_l1_load(struct check *c, struct qk_error *err)
 {
     uint64_t off = min_u64(c->h->l1_off, c->file_bytes);
     uint64_t bytes = min_u64((uint64_t)c->h->l1_entries * 8, QCOW2_MAX_L1_BYTES);
     bytes = off ? bytes : 0; /* there is none */
-    /* An entry that the end of the file cuts continues with zeroes, as it would if the file grew.
-     */
-    bytes = min_u64(bytes, round_up(c->file_bytes - off, 8));
+    bytes = min_u64(bytes, round_down(c->file_bytes - off, 8));
     c->l1_entries = (uint32_t)(bytes / 8);
     c->l1 = calloc(c->l1_entries + 1u, sizeof(*c->l1));
     if (!c->l1)
@@ -89,11 +88,31 @@ static int active_l1_load(struct check *c, struct qk_error *err)
     return 0;
 }
 
-static int active_l1_collect(struct check *c, struct qk_error *err)
+static int active_l1_count(struct check *c, struct qk_error *err)
 {
     const struct root root = {c->h->l1_off, (uint64_t)c->h->l1_entries * 8, 1,
                               PROBLEM_L1_TABLE_OUTSIDE};
-    int ret = c->h->l1_off && !c->rollback ? count_root(c, &root, err) : 0;
+    if (!root.off || c->rollback)
+        return 0;
+    int ret = count_root(c, &root, err);
+    if (ret == 0 && c->sink.seen[PROBLEM_L1_TABLE_OUTSIDE])
+        return cut_l1_count(c, err);
+    const struct cut_off_table cut = {PROBLEM_L1_CUT,
+                                      root.off,
+                                      root.bytes,
+                                      (uint64_t)cut_first_lost(c, root.off, 8)
+                                          << (c->g->l2_bits + c->g->cluster_bits),
+                                      8,
+                                      true,
+                                      true};
+    if (ret == 0 && cut_through(c, root.off, root.bytes))
+        cut_found(c, &cut);
+    return ret;
+}
+
+static int active_l1_collect(struct check *c, struct qk_error *err)
+{
+    int ret = active_l1_count(c, err);
     if (ret == 0)
         ret = active_l1_load(c, err);
     if (ret == 0)
@@ -174,7 +193,15 @@ static int crypto_collect(struct check *c, struct qk_error *err)
     }
     const struct root root = {load_be64(ext->data), load_be64(ext->data + 8), 1,
                               PROBLEM_CRYPTO_HEADER};
-    return count_root(c, &root, err);
+    int ret = count_root(c, &root, err);
+    if (ret == 0 && cut_through(c, root.off, root.bytes) && !c->sink.seen[root.outside]) {
+        const struct finding f = {root.outside, root.off, QK_OFFSET_NONE, root.bytes,
+                                  c->file_bytes - root.off};
+        sink_found(&c->sink, &f, root.off, root.bytes);
+        cut_named(c, root.outside, root.off, root.bytes);
+        c->cut.torn = true;
+    }
+    return ret;
 }
 
 static int snapshot_l1_collect(struct check *c, struct qk_error *err)
@@ -188,8 +215,8 @@ static int snapshot_l1_collect(struct check *c, struct qk_error *err)
 int roots_collect(struct check *c, struct qk_error *err)
 {
     static int (*const steps[])(struct check *, struct qk_error *) = {
-        header_collect,      snapshots_collect, l1_search,       active_l1_collect,
-        snapshot_l1_collect, crypto_collect,    bitmaps_collect,
+        header_collect,  snapshots_collect, snapshot_l1_collect, crypto_collect,
+        bitmaps_collect, l1_search,         active_l1_collect,
     };
     for (size_t i = 0; i < ARRAY_SIZE(steps); i++) {
         int ret = steps[i](c, err);

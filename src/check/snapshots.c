@@ -11,7 +11,7 @@
 #include <stdio.h>
 
 #define ENTRY_HEAD_BYTES     40u
-#define ENTRY_V3_EXTRA_BYTES 16u /* vmstate size and disk size: required in version 3 */
+#define ENTRY_V3_EXTRA_BYTES 16u   /* vmstate size and disk size: required in version 3 */
 #define ENTRY_EXTRA_MAX      1024u /* as the oracle has it: it reads no table with more */
 #define ENTRY_VM_STATE_OFF   32u
 #define ENTRY_EXTRA_OFF      36u
@@ -95,6 +95,24 @@ static void entry_damaged(struct check *c, const struct snapshot_entry *e, enum 
         entry_lost(c, &n);
 }
 
+/* The last cluster of its L1 table is there in part. */
+static void entry_cut(struct check *c, const struct snapshot_entry *e)
+{
+    const struct entry_names n = entry_names(c, e);
+    const struct cut_off_table cut = {PROBLEM_L1_CUT,
+                                      e->l1_off,
+                                      (uint64_t)e->l1_entries * 8,
+                                      (uint64_t)cut_first_lost(c, e->l1_off, 8)
+                                          << (c->g->l2_bits + c->g->cluster_bits),
+                                      8,
+                                      false,
+                                      true};
+    c->sink.snapshot = n.id;
+    c->sink.snapshot_name = n.name;
+    cut_found(c, &cut);
+    sink_of_nothing(c);
+}
+
 static int entry_note(struct check *c, const struct snapshot_entry *e, struct qk_error *err)
 {
     uint64_t bytes = (uint64_t)e->l1_entries * 8;
@@ -114,8 +132,11 @@ static int entry_note(struct check *c, const struct snapshot_entry *e, struct qk
     }
     if (!range_span(c, e->l1_off, bytes, &span)) {
         entry_damaged(c, e, PROBLEM_SNAPSHOT_L1_OUTSIDE);
+        cut_named(c, PROBLEM_SNAPSHOT_L1_OUTSIDE, e->l1_off, bytes);
         if (problem_fixable(c->opts, PROBLEM_SNAPSHOT_L1_OUTSIDE))
             return 0;
+    } else if (cut_through(c, e->l1_off, bytes)) {
+        entry_cut(c, e);
     }
     if (u64_vec_append(&c->snapshot_l1, e->l1_off) < 0 ||
         u64_vec_append(&c->snapshot_l1, bytes) < 0 ||
@@ -136,6 +157,7 @@ static int entries_collect(struct check *c, uint64_t *end, struct qk_error *err)
         const char *why = entry_read(c, *end, &e, end);
         if (why) {
             table_damaged(c, *end, why);
+            cut_named(c, PROBLEM_SNAPSHOT_TABLE, *end, ENTRY_HEAD_BYTES);
             return 0;
         }
         if (c->h->version >= 3 && e.extra_bytes < ENTRY_V3_EXTRA_BYTES) {
@@ -161,6 +183,8 @@ int snapshots_collect(struct check *c, struct qk_error *err)
     if (!is_aligned(start, c->g->cluster_bytes) || start > INT64_MAX ||
         (c->h->snapshot_count && (!start || start >= c->file_bytes))) {
         table_damaged(c, start, "its offset is unaligned or past the end of the file");
+        if (start >= c->file_bytes)
+            cut_named(c, PROBLEM_SNAPSHOT_TABLE, start, ENTRY_HEAD_BYTES);
         return 0;
     }
     if (!c->h->snapshot_count)

@@ -82,8 +82,9 @@ static bool is_loss(const struct check *c, struct l2_entry old, struct l2_entry 
     bool was = (old.raw & ENTRY_COMPRESSED) || l2_entry_host(old).v;
     bool held = c->g->l2_entry_bytes == 16 ? (old.bitmap & UINT32_MAX) != 0
                                            : !(old.raw & ENTRY_ZERO) || !c->g->zero_flag;
+    bool elsewhere = c->data_file && l2_entry_host(old).v < c->data_bytes;
     return was && ((old.raw & ENTRY_COMPRESSED) || held) && !(new.raw &ENTRY_COMPRESSED) &&
-           !l2_entry_host(new).v && !c->data_file;
+           !l2_entry_host(new).v && !elsewhere;
 }
 
 static void entry_report(struct check *c, const struct l2_table *t, uint32_t index,
@@ -98,9 +99,24 @@ static void entry_report(struct check *c, const struct l2_table *t, uint32_t ind
         problem_args(f.id, index, e, &v, args);
         sink_found(&c->sink, &f, args[0], args[1]);
         c->guest_changes |= t->active && problem_chosen(c->opts, f.id);
-        if (f.id == PROBLEM_L2_OUTSIDE && !problem_fixable(c->opts, f.id))
-            outside_named(c, v.off, v.bytes);
+        if (f.id == PROBLEM_L2_OUTSIDE || f.id == PROBLEM_L2_COMPRESSED_CUT)
+            cut_named(c, f.id, v.off, v.bytes);
+        c->cut.torn |= f.id == PROBLEM_L2_COMPRESSED_CUT;
     }
+}
+
+static void table_cut(struct check *c, const struct l2_table *t)
+{
+    uint64_t off = t->cluster << c->g->cluster_bits;
+    uint32_t first = cut_first_lost(c, off, c->g->l2_entry_bytes);
+    const struct cut_off_table cut = {PROBLEM_L2_CUT,
+                                      off,
+                                      c->g->cluster_bytes,
+                                      table_place(c, t, first),
+                                      c->g->l2_entry_bytes,
+                                      t->active != 0,
+                                      refmap_count(&c->refs, t->cluster) == t->refs};
+    cut_found(c, &cut);
 }
 
 int table_report(struct check *c, struct l2_table *t, struct qk_error *err)
@@ -119,11 +135,14 @@ int table_report(struct check *c, struct l2_table *t, struct qk_error *err)
         sink_of_nothing(c);
         return 0;
     }
+    cut_clean(c, t->cluster, table);
     for (uint32_t i = 0; i < c->g->l2_entries; i++) {
         struct l2_entry e = l2_entry_load(c->g, table, i);
         if (e.raw | e.bitmap)
             entry_report(c, t, i, e);
     }
+    if (cut_table(c, t->cluster))
+        table_cut(c, t);
     sink_of_nothing(c);
     return 0;
 }
@@ -198,6 +217,7 @@ int table_edit(struct check *c, struct l2_table *t, void *buf, struct qk_error *
     int ret = io_read(c->file, off, old, c->g->cluster_bytes, err);
     if (ret < 0)
         return ret;
+    cut_clean(c, t->cluster, old);
     memcpy(table, old, c->g->cluster_bytes);
     bool lost = entry_edit(c, t, 0, table);
     for (uint32_t i = 1, first = 0; ret == 0 && first < n; i++) {

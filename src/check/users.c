@@ -176,6 +176,7 @@ static void table_find_users(struct check *c, const struct l2_table *t, uint8_t 
     if ((t->flags & L2_UNREAD) ||
         io_read(c->file, t->cluster << c->g->cluster_bits, buf, c->g->cluster_bytes, NULL) < 0)
         return;
+    cut_clean(c, t->cluster, buf);
     for (uint32_t i = 0; i < c->g->l2_entries; i++) {
         struct l2_entry e = l2_entry_load(c->g, buf, i);
         uint64_t cluster = l2_entry_host(e).v >> c->g->cluster_bits;

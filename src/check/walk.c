@@ -8,7 +8,8 @@
 #include "base/cleanup.h"
 #include "check/internal.h"
 
-#define BATCH_BYTES (UINT64_C(1) << 20)
+#define BATCH_BYTES  (UINT64_C(1) << 20)
+#define SECTOR_BYTES 512u /* that compressed clusters are counted in */
 
 /* ---- the list of tables ---- */
 
@@ -89,6 +90,11 @@ static void judge_compressed(const struct check *c, struct l2_entry e, struct l2
     v->off = ext.off;
     v->bytes = ext.bytes;
     judge_range(c, v);
+    /* A stream ends anywhere in the last sector that it names. */
+    if (v->counted && v->off + v->bytes >= c->file_bytes + SECTOR_BYTES) {
+        add_problem(v, PROBLEM_L2_COMPRESSED_CUT);
+        v->counted = !problem_fixable(c->opts, PROBLEM_L2_COMPRESSED_CUT);
+    }
 }
 
 static void judge_unallocated(struct l2_entry e, struct l2_verdict *v)
@@ -145,6 +151,9 @@ void l2_judge(const struct check *c, struct l2_entry e, uint64_t guest, struct l
         judge_unallocated(e, v);
     if (c->data_file && v->allocated)
         judge_place(e, guest, v);
+    if (c->data_file && v->allocated && !v->problem_count && holds_data(c, e) &&
+        v->off >= c->data_bytes)
+        add_problem(v, PROBLEM_L2_DATA_FILE_CUT);
 }
 
 /* ---- one table ---- */
@@ -267,6 +276,8 @@ static int walk_one(struct check *c, struct l2_table *t, const uint8_t *bytes, s
         t->flags |= L2_BAD | L2_UNREAD;
         return 0;
     }
+    if (cut_table(c, t->cluster))
+        t->flags |= L2_BAD;
     if (walk_table(&w, bytes) < 0)
         return qk_fail_nomem(err);
     sum->allocated += w.allocated * t->active;
@@ -282,6 +293,7 @@ static int walk_adjacent(struct check *c, struct l2_table *t, size_t n, uint8_t 
     for (size_t i = 0; i < n; i++) {
         uint8_t *bytes = buf + (i << c->g->cluster_bits);
         bool there = all || read_adjacent(c, &t[i], 1, bytes);
+        cut_clean(c, t[i].cluster, bytes);
         int ret = walk_one(c, &t[i], there ? bytes : NULL, sum, err);
         if (ret < 0)
             return ret;
