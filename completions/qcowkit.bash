@@ -73,7 +73,7 @@ check -r text leaks all
 check --repair text leaks all
 check --explain flag
 check --plan flag
-check --allow text copies entries snapshots bitmaps header lossy
+check --allow text copies entries snapshots bitmaps header lossy rollback
 check --undo file
 check --no-undo flag
 check -p flag

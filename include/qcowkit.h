@@ -554,11 +554,11 @@ struct qk_problem {
     const struct qk_cluster_user *users;
     unsigned user_count; /* at most QK_USERS_LISTED; 0: nobody, or not known */
     uint64_t user_total;
-    unsigned allow;     /* of enum qk_allow: what lets a repair do more than `fix` alone; 0: nothing */
+    unsigned allow;     /* of enum qk_allow: what lets a repair do more than `fix`; 0: nothing */
     const char *bitmap; /* name of the bitmap that it concerns; NULL: none, or not known */
 };
 
-/* One step of a repair. Strings are static, but for `lost`: it is valid during the callback only. */
+/* One step of a repair. Strings are static, but `lost`, which is valid in the callback only. */
 struct qk_plan_step {
     size_t struct_size;
     const char *action;       /* e.g. "raise refcounts", "clear entry" */
@@ -579,12 +579,26 @@ enum qk_allow {
     QK_ALLOW_SNAPSHOTS = 1u << 2, /* snapshot entries that cannot be used are dropped */
     QK_ALLOW_BITMAPS = 1u << 3,   /* bitmaps that cannot be used are dropped */
     QK_ALLOW_HEADER = 1u << 4,    /* header fields get the likely value, or none */
-    /* When the active tables are damaged, the disk goes back to an internal snapshot whose tables are
-     * sound: what was written since is given up, damaged or not. Nothing is done without damage. */
-    QK_ALLOW_ROLLBACK = 1u << 5,
+    QK_ALLOW_ROLLBACK = 1u << 5,  /* damaged active tables: the disk goes back to a snapshot */
 };
 
 enum qk_fix { QK_FIX_LEAKS = 1u << 0, QK_FIX_ERRORS = 1u << 1 };
+
+#define QK_LOSS_RANGES 16u
+
+struct qk_guest_range {
+    uint64_t off, bytes;
+};
+/* What of a disk cannot be read any more; where a table is lost, all that it could describe. */
+struct qk_check_loss {
+    size_t struct_size;
+    const char *snapshot, *snapshot_name; /* NULL: the disk as it is now */
+    uint64_t bytes, disk_bytes;
+    const struct qk_guest_range *ranges; /* the first ones, ascending */
+    unsigned range_count;                /* of these, at most QK_LOSS_RANGES */
+    uint64_t range_total;                /* of all */
+    bool at_least; /* there was more than could be remembered, and `bytes` leaves it out */
+};
 
 struct qk_check_options {
     size_t struct_size;
@@ -601,13 +615,16 @@ struct qk_check_options {
     /* A new file that takes what the repair overwrites, for qk_undo; made only when something is
      * written. NULL: none. What cannot be saved is not overwritten. */
     const char *undo_file;
-    /* The same finding for `clusters` clusters in a row, told as that of the first one: the texts of
-     * the others differ in the cluster's number, the first number in it. False: on_problem is called
-     * for each of them, as it is where this is NULL. */
+    /* The same finding for `clusters` clusters in a row, told as that of the first: texts of the
+     * others differ in the cluster's number, the first one in it. False: on_problem is called for
+     * each of them, as it is where this is NULL. */
     bool (*on_run)(void *opaque, const struct qk_problem *first, uint64_t clusters);
-    /* For QK_ALLOW_ROLLBACK: id or name of the snapshot; NULL: the newest one that is sound. -ENOENT,
-     * -EUCLEAN, -ERANGE: going back to it is needed and not possible; nothing was changed. */
+    /* For QK_ALLOW_ROLLBACK: id or name of the snapshot; NULL: the newest sound one. -ENOENT,
+     * -EUCLEAN, -ERANGE: it must go there and cannot; nothing was changed. */
     const char *rollback;
+    /* What the damage costs: one call for the disk and each snapshot of which something cannot be read
+     * any more, after the findings and before the plan. */
+    void (*on_loss)(void *opaque, const struct qk_check_loss *loss);
 };
 #define QK_CHECK_OPTIONS_INIT QK_SIZED(struct qk_check_options)
 
@@ -620,6 +637,9 @@ struct qk_check_result {
     uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
     uint64_t steps;  /* of the plan */
     bool undo_saved; /* opts->undo_file was written */
+    /* With opts->on_loss: guest bytes of the disk that cannot be read any more, and snapshots of which
+     * some cannot. */
+    uint64_t lost_bytes, lossy_snapshots;
     /* A repair lowers no refcount: what looks leaked may belong to what is damaged. */
     bool leaks_kept;
 };

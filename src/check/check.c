@@ -79,6 +79,8 @@ static void check_release(struct check *c)
     u64_vec_free(&c->reftable);
     bitmap_vec_free(&c->bitmaps);
     u64_vec_free(&c->bitmap_faults);
+    u64_vec_free(&c->snapshot_gone);
+    lost_run_vec_free(&c->lost_runs);
     shared_vec_free(&c->shared);
     free(c->snapshot_ranges);
     step_vec_free(&c->steps);
@@ -114,6 +116,8 @@ static int find(struct check *c, struct qk_error *err)
         shared_report(c);
     if (ret == 0)
         ret = cut_report(c, err);
+    if (ret == 0)
+        ret = cost_tell(c, err);
     if (ret == 0)
         ret = rollback_survey(c, err);
     shared_vec_free(&c->shared);
@@ -271,6 +275,7 @@ static struct qk_check_options muted(const struct qk_check_options *opts)
     struct qk_check_options quiet = *opts;
     quiet.on_problem = NULL;
     quiet.on_message = NULL;
+    quiet.on_loss = NULL;
     return quiet;
 }
 

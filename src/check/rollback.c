@@ -77,15 +77,29 @@ static int take_hole(struct check *c, struct refmap_span span, struct qk_error *
     return refmap_add(&c->refs, span, 1, 0) < 0 ? qk_fail_nomem(err) : 0;
 }
 
+/* Growing past what entries name behind the end would make it look like data of zeroes. */
+static bool below_what_is_named(const struct check *c, uint64_t clusters)
+{
+    uint64_t end = c->clusters + clusters, old = c->rollback->named_from;
+    return (!c->named_from || end <= c->named_from) && (!old || end <= old);
+}
+
 /* Behind the end, if it can be: space that looks free may belong to something damaged. */
 static int find_place(struct check *c, struct refmap_span *span, struct qk_error *err)
 {
-    uint64_t bytes = max_u64((uint64_t)c->h->l1_entries * 8, 1);
-    if (c->file->can_grow && !c->no_growth)
-        return clusters_place(c, bytes, span, err);
+    uint64_t bytes = max_u64((uint64_t)c->h->l1_entries * 8, 1), named_end = c->named_end;
+    bool can_grow = c->file->can_grow && !c->no_room;
     span->count = div_round_up(bytes, c->g->cluster_bytes);
+    if (can_grow && below_what_is_named(c, span->count)) {
+        c->named_end = 0;
+        int ret = clusters_place(c, bytes, span, err);
+        c->named_end = named_end;
+        return ret;
+    }
     if (find_hole(c, span))
         return take_hole(c, *span, err);
+    if (can_grow && !c->no_growth)
+        return clusters_place(c, bytes, span, err);
     return qk_fail_at(err, -ENOSPC, WHERE(c->file->name, "L1 table", QK_OFFSET_NONE),
                       "no free clusters for an L1 table of %" PRIu64 " bytes", bytes);
 }
@@ -152,11 +166,14 @@ int rollback_link(struct check *c, struct qk_error *err)
     } fields[] = {{HEADER_SIZE_OFF, 8, c->h->size_bytes},
                   {HEADER_L1_ENTRIES_OFF, 4, c->h->l1_entries},
                   {HEADER_L1_OFF, 8, c->h->l1_off}};
-    static const struct step what = {.action = "name the snapshot's tables", .structure = "header"};
+    struct step what = {.action = "name the snapshot's tables", .structure = "header"};
+    const size_t steps = c->steps.len;
     int ret = c->rollback ? note_loss(c, err) : 0;
+    const char *lost = c->steps.len > steps ? c->rollback->since : NULL;
     for (size_t i = 0; c->rollback && ret == 0 && i < ARRAY_SIZE(fields); i++) {
         uint8_t bytes[8], old[8] = {0};
         size_t skip = 8 - fields[i].bytes;
+        what.lost = fields[i].off == HEADER_L1_OFF ? lost : NULL;
         store_be64(bytes, fields[i].value);
         const struct plan_bytes w = {fields[i].off, bytes + skip, fields[i].bytes};
         ret = io_read(c->file, w.off, old + skip, w.len, err);

@@ -13,6 +13,8 @@
 
 struct check;
 
+#define ROLLBACK_SINCE "what was written since snapshot "
+
 /* A snapshot whose tables can be the active ones. */
 struct rollback {
     uint64_t entry_off; /* of its entry in the snapshot table; 0: none */
@@ -21,11 +23,17 @@ struct rollback {
     uint16_t snapshot; /* its place among those that can be used, from 1 */
     bool named;        /* it was asked for by its id or name */
     /* Of the damaged image, as the look saw it: */
-    uint64_t old_l1_off, old_disk_bytes, named_end, overflows;
+    uint64_t old_l1_off, old_disk_bytes, named_from, named_end, overflows;
     uint32_t old_l1_entries;
     bool zero_refcounts; /* refcounts of zero say nothing there */
-    char text[160];      /* "1 (monday) of 2026-11-21 08:00:00", cut off where it is long */
+    char since[200];     /* ROLLBACK_SINCE and rollback_text */
 };
+
+/* "1 (monday) of 2026-11-21 08:00:00", cut off where names are long. */
+static inline const char *rollback_text(const struct rollback *r)
+{
+    return r->since + sizeof(ROLLBACK_SINCE) - 1;
+}
 
 #define ROLLBACK_CANDIDATES 8u
 

@@ -182,7 +182,8 @@ static void name_it(struct check *c, struct rollback *r)
     snapshot_label(c, r->snapshot, &label);
     if (localtime_r(&date, &tm))
         strftime(when, sizeof(when), "%Y-%m-%d %H:%M:%S", &tm);
-    snprintf(r->text, sizeof(r->text), "%.30s (%.80s) of %s", label.id, label.name, when);
+    snprintf(r->since, sizeof(r->since), ROLLBACK_SINCE "%.30s (%.80s) of %s", label.id, label.name,
+             when);
 }
 
 /* Fills *r from entry i of those that can be used. */
@@ -209,6 +210,7 @@ static const char *candidate_fault(struct check *c, size_t i, struct rollback *r
         .old_l1_off = c->h->l1_off,
         .old_l1_entries = c->h->l1_off ? c->l1_entries : 0,
         .old_disk_bytes = c->h->size_bytes,
+        .named_from = c->named_from,
         .named_end = c->named_end,
         .overflows = c->sink.seen[PROBLEM_REFCOUNT_OVERFLOW],
         .zero_refcounts = c->sink.seen[PROBLEM_REFCOUNT_ZERO] != 0,
@@ -293,7 +295,7 @@ static void tell_candidate(struct check *c, const struct rollback *r)
 {
     const struct finding f = {PROBLEM_SNAPSHOT_SOUND, r->entry_off, QK_OFFSET_NONE, 0, r->date_sec};
     sink_of_snapshot(c, r->snapshot);
-    sink_found(&c->sink, &f, r->text);
+    sink_found(&c->sink, &f, rollback_text(r));
     sink_of_nothing(c);
 }
 
@@ -305,7 +307,7 @@ static int tell_loss(struct check *c, const struct rollback *r, struct qk_error 
         const struct finding f = {PROBLEM_ROLLBACK_LOSS, QK_OFFSET_NONE, loss->off[i], 0, 0};
         sink_of_snapshot(c, r->snapshot);
         c->sink.range_bytes = loss->bytes[i];
-        sink_found(&c->sink, &f, loss->off[i], loss->off[i] + loss->bytes[i] - 1, r->text);
+        sink_found(&c->sink, &f, loss->off[i], loss->off[i] + loss->bytes[i] - 1, rollback_text(r));
         c->sink.range_bytes = 0;
         sink_of_nothing(c);
     }

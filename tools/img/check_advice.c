@@ -48,10 +48,11 @@ static void offer(const struct check_advice *a, bool *begun, const char *options
 
 static void offer_repair(const struct check_advice *a, bool *begun, bool all)
 {
-    TEXT_CLEANUP char *names = check_allow_names(a->allow);
+    TEXT_CLEANUP char *names = check_allow_names(a->allow, a->rollback);
+    TEXT_CLEANUP char *word = shell_word(names);
     TEXT_CLEANUP char *options =
-        xprintf("-r %s%s%s%s", all ? "all" : "leaks", a->allow ? " --allow " : "", names,
-                a->undo_beside ? "" : " --undo FILE");
+        xprintf("-r %s%s%s%s", all ? "all" : "leaks", a->allow ? " --allow " : "",
+                a->allow ? word : "", a->undo_beside ? "" : " --undo FILE");
     const char *why = a->plan               ? "do this; `undo` can take it back"
                       : a->findings->needed ? "repair what needs no choice; `undo` can take it back"
                                             : "repair it; `undo` can take that back";
@@ -66,9 +67,10 @@ static void offer_choices(const struct check_advice *a, bool *begun)
         if (!(f->needed & c->bit & ~a->allow))
             continue;
         TEXT_CLEANUP char *options = xprintf("--plan --allow %s", c->name);
+        TEXT_CLEANUP char *count = check_choice_count(c, f->needing[i]);
         TEXT_CLEANUP char *why =
-            xprintf("%" PRIu64 " finding%s your leave: %s; this tells what would be given up",
-                    f->needing[i], f->needing[i] == 1 ? " needs" : "s need", c->does);
+            xprintf("%s need%s your leave: %s; this tells what would be given up", count,
+                    f->needing[i] == 1 ? "s" : "", c->does);
         offer(a, begun, options, why);
     }
 }

@@ -13,6 +13,7 @@ struct check_advice {
     bool undo_beside; /* an undo file has a place beside the image */
     bool plan;
     unsigned fix, allow;
+    const char *rollback; /* see check_allow_names */
     const struct check_findings *findings;
     const struct qk_check_result *result;
 };

@@ -4,6 +4,7 @@
 #include "img/check_allow.h"
 #include "common/report.h"
 
+#include <inttypes.h>
 #include <string.h>
 
 const struct check_choice check_choices[CHECK_CHOICES] = {
@@ -14,7 +15,7 @@ const struct check_choice check_choices[CHECK_CHOICES] = {
     {"bitmaps", QK_ALLOW_BITMAPS, "drop the bitmaps that cannot be used"},
     {"copies", QK_ALLOW_COPIES, "give guest clusters that share a cluster one each"},
     {"rollback", QK_ALLOW_ROLLBACK,
-     "bring the disk back to a sound snapshot, which gives up what was written since"},
+     "bring the disk back to the newest of them, which gives up what was written since"},
 };
 
 /* Going back is no way of repairing single entries: it has to be asked for by its own name. */
@@ -27,6 +28,12 @@ static unsigned word_bits(const char *word, size_t len)
             return check_choices[i].bit;
     }
     return len == strlen("lossy") && !strncmp(word, "lossy", len) ? LOSSY : 0;
+}
+
+char *check_choice_count(const struct check_choice *choice, uint64_t n)
+{
+    const char *what = choice->bit == QK_ALLOW_ROLLBACK ? "sound snapshot" : "finding";
+    return xprintf("%" PRIu64 " %s%s", n, what, n == 1 ? "" : "s");
 }
 
 /* "rollback=monday" */
@@ -46,7 +53,8 @@ int check_allow_option(const struct opts *opts, int id, unsigned *allow, char **
     for (size_t n = 0; (at = opts_nth(opts, id, n)); n++) {
         for (size_t len; *at; at += len + (at[len] == ',')) {
             len = strcspn(at, ",");
-            unsigned bits = word_snapshot(at, len, rollback) ? QK_ALLOW_ROLLBACK : word_bits(at, len);
+            unsigned bits =
+                word_snapshot(at, len, rollback) ? QK_ALLOW_ROLLBACK : word_bits(at, len);
             if (!bits)
                 return usage_error("Unknown word in --allow: %.*s", (int)len, at);
             *allow |= bits;
@@ -55,14 +63,16 @@ int check_allow_option(const struct opts *opts, int id, unsigned *allow, char **
     return -1;
 }
 
-char *check_allow_names(unsigned bits)
+char *check_allow_names(unsigned bits, const char *rollback)
 {
     bool lossy = (bits & LOSSY) == LOSSY;
     char *list = xstrdup(lossy ? "lossy" : "");
     for (size_t i = 0; i < CHECK_CHOICES; i++) {
         if (!(bits & check_choices[i].bit) || (lossy && (LOSSY & check_choices[i].bit)))
             continue;
-        char *longer = xprintf("%s%s%s", list, *list ? "," : "", check_choices[i].name);
+        const char *to = check_choices[i].bit == QK_ALLOW_ROLLBACK ? rollback : NULL;
+        char *longer = xprintf("%s%s%s%s%s", list, *list ? "," : "", check_choices[i].name,
+                               to ? "=" : "", to ? to : "");
         text_free(&list);
         list = longer;
     }

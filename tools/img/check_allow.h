@@ -16,11 +16,13 @@ struct check_choice {
 #define CHECK_CHOICES 6
 extern const struct check_choice check_choices[CHECK_CHOICES];
 
-/* The values of option `id` -> bits, and the snapshot of "rollback=SNAPSHOT", to be freed. Returns -1
- * to go on, or the exit status of a wrong one. */
+/* The values of option `id` -> bits, and the snapshot of "rollback=SNAPSHOT", to be freed. Returns
+ * -1 to go on, or the exit status of a wrong one. */
 int check_allow_option(const struct opts *opts, int id, unsigned *allow, char **rollback);
 
-/* "entries,header"; to be freed. */
-char *check_allow_names(unsigned bits);
+/* "entries,rollback=monday"; rollback: the snapshot, or NULL. To be freed. */
+char *check_allow_names(unsigned bits, const char *rollback);
+/* "2 findings", or what else is there for the choice to be made; to be freed. */
+char *check_choice_count(const struct check_choice *choice, uint64_t n);
 
 #endif

@@ -13,7 +13,7 @@
 /* What a repair does about it, and what it is called. */
 static void write_repair(FILE *out, const struct qk_problem *p)
 {
-    TEXT_CLEANUP char *names = check_allow_names(p->allow);
+    TEXT_CLEANUP char *names = check_allow_names(p->allow, NULL);
     fputs("    Repair: ", out);
     switch (p->repair) {
     case QK_REPAIR_SAFE:
@@ -102,9 +102,12 @@ void findings_recount(struct check_findings *f)
     memset(f->needing, 0, sizeof(f->needing));
 }
 
+/* A snapshot that the disk could go back to: no damage, but a choice. */
+#define SNAPSHOT_SOUND 82u
+
 static void count(struct check_findings *f, const struct qk_problem *p, uint64_t n)
 {
-    if (p->repaired || p->severity == QK_SEVERITY_NONE)
+    if (p->repaired || (p->severity == QK_SEVERITY_NONE && p->number != SNAPSHOT_SOUND))
         return;
     if (p->repair == QK_REPAIR_SAFE && p->severity == QK_SEVERITY_LEAK)
         f->safe_leaks += n;
@@ -216,9 +219,10 @@ static void print_step(struct check_findings *f, const struct qk_plan_step *s)
         printf("A repair would, in this order:\n");
     else if (s->epoch != f->last_epoch)
         printf("  and when that is stable:\n");
-    printf("  %u. %s in the %s: %" PRIu64 " value%s, %" PRIu64 " bytes at offset 0x%" PRIx64,
-           f->steps + 1, s->action, s->structure, s->count, s->count == 1 ? "" : "s", s->bytes,
-           s->file_off);
+    printf("  %u. %s in the %s", f->steps + 1, s->action, s->structure);
+    if (s->bytes)
+        printf(": %" PRIu64 " value%s, %" PRIu64 " bytes at offset 0x%" PRIx64, s->count,
+               s->count == 1 ? "" : "s", s->bytes, s->file_off);
     if (s->has_values && s->count == 1)
         printf(", from 0x%" PRIx64 " to 0x%" PRIx64, s->from, s->to);
     putchar('\n');
