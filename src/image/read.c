@@ -138,7 +138,7 @@ static int status_held(struct image *img, guest_off_t off, uint64_t len, struct 
                        struct qk_error *err)
 {
     struct map_extent ext;
-    int ret = image_map(img, off, len, &ext, err);
+    int ret = l2_shapes_map(img, off, len, &ext, err);
     if (ret < 0)
         return ret;
     *extent = (struct qk_extent){
@@ -149,7 +149,8 @@ static int status_held(struct image *img, guest_off_t off, uint64_t len, struct 
         .flags = flags_of(img, ext.kind),
     };
     while (extent->len < len) {
-        ret = image_map(img, guest_off(off.v + extent->len), len - extent->len, &ext, NULL);
+        ret = l2_shapes_map(img, guest_off(off.v + extent->len), len - extent->len, &ext,
+                            NULL);
         if (ret < 0 || !continues(img, extent, &ext))
             break;
         extent->len += ext.len;
