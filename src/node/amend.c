@@ -6,15 +6,11 @@
 #include "base/cleanup.h"
 #include "node/driver.h"
 #include "node/name.h"
+#include "node/option_rows.h"
 #include "node/secrets.h"
 
 #include <inttypes.h>
 #include <string.h>
-
-#define TEXT   "str"
-#define SIZE   "size"
-#define NUMBER "num"
-#define SWITCH "bool (on/off)"
 
 static const struct qk_option_desc qcow2_options[] = {
     {"encrypt.state", TEXT, "Select new state of affected keyslots (active/inactive)", NULL, true},
@@ -22,15 +18,9 @@ static const struct qk_option_desc qcow2_options[] = {
     {"encrypt.old-secret", TEXT, "Select all keyslots that match this password", NULL, true},
     {"encrypt.new-secret", TEXT,
      "New secret to set in the matching keyslots. Empty string to erase", NULL, true},
-    {"encrypt.iter-time", NUMBER, "Time to spend in PBKDF in milliseconds", NULL, true},
-    {"size", SIZE, "Virtual disk size", NULL, true},
-    {"compat", TEXT, "Compatibility level (v2 [0.10] or v3 [1.1])", NULL, true},
-    {"backing_file", TEXT, "File name of a base image", NULL, true},
-    {"backing_fmt", TEXT, "Image format of the base image", NULL, true},
-    {"data_file", TEXT, "File name of an external data file", NULL, true},
-    {"data_file_raw", SWITCH, "The external data file must stay valid as a raw image", NULL, true},
-    {"lazy_refcounts", SWITCH, "Postpone refcount updates", NULL, true},
-    {"refcount_bits", NUMBER, "Width of a reference count entry in bits", NULL, true},
+    ROW_ITER_TIME,
+    ROWS_DISK,
+    ROWS_REFCOUNTS,
 };
 
 struct amendment {

@@ -7,15 +7,11 @@
 #include "node/create.h"
 #include "node/driver.h"
 #include "node/name.h"
+#include "node/option_rows.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-
-#define TEXT   "str"
-#define SIZE   "size"
-#define NUMBER "num"
-#define SWITCH "bool (on/off)"
 
 static const struct qk_option_desc qcow2_options[] = {
     {"encryption", SWITCH,
@@ -29,24 +25,18 @@ static const struct qk_option_desc qcow2_options[] = {
     {"encrypt.ivgen-alg", TEXT, "Name of IV generator algorithm", NULL, false},
     {"encrypt.ivgen-hash-alg", TEXT, "Name of IV generator hash algorithm", NULL, false},
     {"encrypt.hash-alg", TEXT, "Name of encryption hash algorithm", NULL, false},
-    {"encrypt.iter-time", NUMBER, "Time to spend in PBKDF in milliseconds", NULL, true},
+    ROW_ITER_TIME,
     {"cluster_size", SIZE, "qcow2 cluster size", NULL, false},
     {"extended_l2", SWITCH, "Extended L2 tables", NULL, false},
     {"preallocation", TEXT, "Preallocation mode (allowed values: off, metadata, falloc, full)",
      NULL, false},
     {"compression_type", TEXT, "Compression method used for image cluster compression", NULL,
      false},
-    {"size", SIZE, "Virtual disk size", NULL, true},
-    {"compat", TEXT, "Compatibility level (v2 [0.10] or v3 [1.1])", NULL, true},
-    {"backing_file", TEXT, "File name of a base image", NULL, true},
-    {"backing_fmt", TEXT, "Image format of the base image", NULL, true},
-    {"data_file", TEXT, "File name of an external data file", NULL, true},
-    {"data_file_raw", SWITCH, "The external data file must stay valid as a raw image", NULL, true},
+    ROWS_DISK,
     {"keep_data_file", SWITCH, "Use an external data file that exists, with what is in it", NULL,
      false},
     {"data_file_keep", SWITCH, "Another name of keep_data_file", NULL, false},
-    {"lazy_refcounts", SWITCH, "Postpone refcount updates", NULL, true},
-    {"refcount_bits", NUMBER, "Width of a reference count entry in bits", NULL, true},
+    ROWS_REFCOUNTS,
 };
 
 static const char *const qcow2_implied[] = {"cluster_size=65536",    "extended_l2=off",

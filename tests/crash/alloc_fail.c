@@ -1,8 +1,8 @@
 /* alloc_fail.c - see alloc_fail.h. */
 #include "alloc_fail.h"
+#include "../alloc_wrap.h"
 
 #include <errno.h>
-#include <stdlib.h>
 
 static _Thread_local struct {
     bool armed, always;
@@ -31,7 +31,7 @@ uint64_t alloc_failed(void)
     return state.failed;
 }
 
-static bool fails(void)
+static bool allocation_fails(void)
 {
     if (!state.armed)
         return false;
@@ -41,33 +41,4 @@ static bool fails(void)
     state.failed++;
     errno = ENOMEM;
     return true;
-}
-
-void *__real_malloc(size_t size);
-void *__real_calloc(size_t count, size_t size);
-void *__real_realloc(void *p, size_t size);
-void *__real_aligned_alloc(size_t align, size_t size);
-void *__wrap_malloc(size_t size);
-void *__wrap_calloc(size_t count, size_t size);
-void *__wrap_realloc(void *p, size_t size);
-void *__wrap_aligned_alloc(size_t align, size_t size);
-
-void *__wrap_malloc(size_t size)
-{
-    return fails() ? NULL : __real_malloc(size);
-}
-
-void *__wrap_calloc(size_t count, size_t size)
-{
-    return fails() ? NULL : __real_calloc(count, size);
-}
-
-void *__wrap_realloc(void *p, size_t size)
-{
-    return fails() ? NULL : __real_realloc(p, size);
-}
-
-void *__wrap_aligned_alloc(size_t align, size_t size)
-{
-    return fails() ? NULL : __real_aligned_alloc(align, size);
 }

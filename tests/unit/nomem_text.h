@@ -21,22 +21,22 @@ int __wrap_asprintf(char **out, const char *format, ...) __attribute__((format(p
 
 char *__wrap_strdup(const char *text)
 {
-    return out_of_memory() ? NULL : __real_strdup(text);
+    return allocation_fails() ? NULL : __real_strdup(text);
 }
 
 char *__wrap_strndup(const char *text, size_t n)
 {
-    return out_of_memory() ? NULL : __real_strndup(text, n);
+    return allocation_fails() ? NULL : __real_strndup(text, n);
 }
 
 int __wrap_posix_memalign(void **out, size_t align, size_t n)
 {
-    return out_of_memory() ? ENOMEM : __real_posix_memalign(out, align, n);
+    return allocation_fails() ? ENOMEM : __real_posix_memalign(out, align, n);
 }
 
 int __wrap_asprintf(char **out, const char *format, ...)
 {
-    if (out_of_memory())
+    if (allocation_fails())
         return -1;
     va_list args;
     va_start(args, format);

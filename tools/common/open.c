@@ -33,16 +33,25 @@ bool cache_mode_flags(const char *mode, unsigned *flags)
     return false;
 }
 
-int image_request_from(const struct opts *opts, struct image_request *request)
+struct image_request image_request_from(const struct opts *opts)
 {
-    *request = (struct image_request){
+    return (struct image_request){
         .format = opts_string(opts, 'f'),
         .image_opts = opts_given(opts, OPT_IMAGE_OPTS),
         .flags = opts_given(opts, 'U') ? QK_OPEN_FORCE_SHARE : 0,
         .quiet = opts_given(opts, 'q'),
         .secrets = opts->secrets,
     };
-    return -1;
+}
+
+int one_image_from(const struct cmd_desc *desc, int argc, char **argv, struct opts *opts,
+                   struct image_request *request)
+{
+    int status = opts_parse(desc, argc, argv, opts);
+    if (status >= 0)
+        return status;
+    *request = image_request_from(opts);
+    return opts->operand_count == 1 ? -1 : usage_error("Expecting one image file name");
 }
 
 int cache_mode_option(const struct opts *opts, int id, const char *fallback, unsigned *flags)

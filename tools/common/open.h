@@ -22,12 +22,16 @@ struct image_request {
 /* The modes of -t and -T -> QK_OPEN_* flags. False: unknown mode (nothing printed). */
 bool cache_mode_flags(const char *mode, unsigned *flags);
 
+/* What the shared rows -f, --image-opts, -U and -q say (open_image judges it). Cache modes are the
+ * command's business, see cache_mode_option(). */
+struct image_request image_request_from(const struct opts *opts);
+
 /*
- * Fills *request from the shared rows -f, --image-opts, -U and -q (open_image judges them). Cache
- * modes are the command's business, see cache_mode_option(). Returns -1 to go on or an exit status
- * (the error printed).
+ * The beginning of a command that takes one image: parses its line, with the image's name as the
+ * only operand. Returns -1 to go on, or the exit status (the error printed).
  */
-int image_request_from(const struct opts *opts, struct image_request *request);
+int one_image_from(const struct cmd_desc *desc, int argc, char **argv, struct opts *opts,
+                   struct image_request *request);
 
 /*
  * Adds the flags of cache option `id` ('t' or 'T', `fallback` when it is not given) to *flags.

@@ -97,7 +97,7 @@ static void keep(struct check_findings *f, char *text, const struct qk_problem *
 void findings_recount(struct check_findings *f)
 {
     f->safe_leaks = f->safe_errors = f->unreadable = f->lost_bytes = 0;
-    f->needed = f->steps = f->last_epoch = 0;
+    f->needed = f->steps = f->last_epoch = f->losses = 0;
     f->lost_things = false;
     memset(f->needing, 0, sizeof(f->needing));
 }

@@ -119,10 +119,7 @@ int cmd_amend(int argc, char **argv)
     int status = opts_parse(&desc_amend, argc, argv, &opts);
     if (status >= 0)
         return status;
-    struct image_request request;
-    status = image_request_from(&opts, &request);
-    if (status >= 0)
-        return status;
+    struct image_request request = image_request_from(&opts);
     if (!opts_given(&opts, 'o'))
         return usage_error("Must specify options (-o)");
     if (collect(&opts, &list, &help) >= 0)

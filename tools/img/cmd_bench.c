@@ -164,13 +164,13 @@ static int parse(struct bench *b, const struct opts *opts, struct image_request 
     b->step = b->step ? b->step : b->buffer_bytes;
     if (!b->threads)
         b->threads = b->depth < THREADS_MAX ? b->depth : THREADS_MAX;
-    status = image_request_from(opts, request);
+    *request = image_request_from(opts);
     const char *cache = opts_string(opts, 't');
-    if (status < 0 && cache && !cache_mode_flags(cache, &request->flags)) {
+    if (cache && !cache_mode_flags(cache, &request->flags)) {
         report_error("Invalid cache mode");
         return 1;
     }
-    if (status < 0 && opts->operand_count != 1)
+    if (opts->operand_count != 1)
         return usage_error("Expecting one image file name");
     if (b->write)
         request->flags |= QK_OPEN_RDWR;

@@ -323,9 +323,7 @@ int cmd_bitmap(int argc, char **argv)
         return status;
     bool listing = opts_given(&opts, OPT_LIST);
     status = listing ? judge_list(&opts) : judge_actions(&opts);
-    struct image_request request;
-    if (status < 0)
-        status = image_request_from(&opts, &request);
+    struct image_request request = image_request_from(&opts);
     if (status >= 0)
         return status;
     struct work w = {.opts = &opts, .bitmap = opts.operand_count > 1 ? opts.operand[1] : NULL};

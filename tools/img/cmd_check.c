@@ -37,8 +37,9 @@ static const struct opt_desc options[] = {
     {OPT_PLAN, "plan", NULL, "tell what a repair would do (-r all, or as -r says); write nothing",
      OPT_KIND_FLAG, NULL, 0, 0, NULL},
     {OPT_ALLOW, "allow", "LIST",
-     "let -r make choices, too: copies, entries, snapshots, bitmaps, header; lossy is all of them",
-     OPT_KIND_TEXT, NULL, 0, 0, "copies entries snapshots bitmaps header lossy"},
+     "let -r make choices, too: copies, entries, snapshots, bitmaps, header (lossy: these five); "
+     "rollback[=SNAPSHOT]",
+     OPT_KIND_TEXT, NULL, 0, 0, "copies entries snapshots bitmaps header lossy rollback"},
     {OPT_UNDO, "undo", "FILE", "save what -r overwrites in FILE (default: FILENAME.undo-N)",
      OPT_KIND_FILE, NULL, 0, 0, NULL},
     {OPT_NO_UNDO, "no-undo", NULL, "save nothing of what -r overwrites", OPT_KIND_FLAG, NULL, 0, 0,
@@ -57,6 +58,8 @@ static const struct cmd_text examples[] = {
     {"check -r all disk.qcow2", "repair refcounts and flags as well"},
     {"check --plan disk.qcow2", "what -r all would do and what would be lost; nothing is written"},
     {"check -r all --allow entries disk.qcow2", "clear entries that lead nowhere, as well"},
+    {"check -r all --allow rollback=monday disk.qcow2",
+     "where the active tables are damaged, bring the disk back to that snapshot"},
     {"check -r all --undo before.undo disk.qcow2", "keep what the repair overwrites, for `undo`"},
     {"check --explain disk.qcow2", "the same look, with the meaning of what is found"},
     {"check --output=json -U disk.qcow2", "for programs; also while a guest uses the image"},
@@ -171,6 +174,8 @@ static int check_once(struct check_run *run, unsigned fix, struct qk_error *err)
     check.on_run = findings_on_run;
     check.on_message = findings_on_message;
     check.on_step = findings_on_step;
+    if ((run->own || run->findings.explain || run->plan) && !run->quiet && !run->findings.hold)
+        check.on_loss = findings_on_loss;
     check.opaque = &run->findings;
     check.allow = run->allow;
     check.rollback = run->rollback;
@@ -335,8 +340,9 @@ static unsigned ask_choices(const struct check_findings *f, unsigned needed)
         const struct check_choice *choice = &check_choices[i];
         if (!(needed & choice->bit))
             continue;
-        printf("\n%" PRIu64 " finding%s left to a choice (--allow %s): %s%s", f->needing[i],
-               f->needing[i] == 1 ? " is" : "s are", choice->name, choice->does,
+        TEXT_CLEANUP char *count = check_choice_count(choice, f->needing[i]);
+        printf("\n%s %s left to a choice (--allow %s): %s%s", count,
+               f->needing[i] == 1 ? "is" : "are", choice->name, choice->does,
                many ? "? [y/N] " : ".\n");
         if (!many || answered_yes())
             chosen |= choice->bit;
@@ -438,6 +444,7 @@ static void print_advice(const struct check_run *run)
         .plan = run->plan,
         .fix = run->fix,
         .allow = run->allow,
+        .rollback = run->rollback,
         .findings = &run->findings,
         .result = &run->result,
     };
@@ -525,10 +532,8 @@ static int read_options(struct check_run *run, const struct opts *opts)
         return usage_error("--undo and --allow are about a repair: they need -r or --plan");
     if (run->undo_given && run->no_undo)
         return usage_error("--undo and --no-undo contradict each other");
-    status = image_request_from(opts, &run->request);
-    if (status < 0)
-        status = cache_mode_option(opts, 'T', "writeback", &run->request.flags);
-    return status;
+    run->request = image_request_from(opts);
+    return cache_mode_option(opts, 'T', "writeback", &run->request.flags);
 }
 
 int cmd_check(int argc, char **argv)

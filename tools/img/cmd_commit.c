@@ -58,15 +58,10 @@ static int commit_disk(struct qk_disk *disk, const struct opts *opts)
 int cmd_commit(int argc, char **argv)
 {
     OPTS_CLEANUP struct opts opts;
-    int status = opts_parse(&desc_commit, argc, argv, &opts);
-    if (status >= 0)
-        return status;
     struct image_request request;
-    status = image_request_from(&opts, &request);
+    int status = one_image_from(&desc_commit, argc, argv, &opts, &request);
     if (status >= 0)
         return status;
-    if (opts.operand_count != 1)
-        return usage_error("Expecting one image file name");
     request.flags |= QK_OPEN_RDWR | QK_OPEN_UNMAP;
     if (cache_mode_option(&opts, 't', "writeback", &request.flags) >= 0)
         return 1;

@@ -98,15 +98,14 @@ static enum status compare(struct qk_disk *const disk[2], const struct opts *opt
 
 static enum status run(const struct opts *opts)
 {
-    struct image_request request;
+    struct image_request request = image_request_from(opts);
     struct qk_disk *disk[2] = {NULL, NULL};
     SNAPSHOT_CLEANUP struct snapshot_choice first = {0};
     SNAPSHOT_CLEANUP struct snapshot_choice second = {0};
     if (snapshot_choice_parse(opts_string(opts, 'l'), &first) >= 0 ||
         snapshot_choice_parse(opts_string(opts, 'L'), &second) >= 0)
         return DIFFERENT;
-    if (image_request_from(opts, &request) >= 0 ||
-        cache_mode_option(opts, 'T', "writeback", &request.flags) >= 0)
+    if (cache_mode_option(opts, 'T', "writeback", &request.flags) >= 0)
         return NOT_OPENED;
     enum status status = NOT_OPENED;
     snapshot_choice_request(&first, &request);

@@ -246,9 +246,8 @@ static void set_flags(struct convert *c)
 /* -t and -T; the target's is judged late by qemu-img, but nothing is lost by doing it now. */
 static int set_requests(struct convert *c)
 {
-    int status = image_request_from(c->opts, &c->source_request);
-    if (status < 0)
-        status = cache_mode_option(c->opts, 'T', "writeback", &c->source_request.flags);
+    c->source_request = image_request_from(c->opts);
+    int status = cache_mode_option(c->opts, 'T', "writeback", &c->source_request.flags);
     if (status >= 0)
         return status;
     c->source_request.flags |= QK_OPEN_NO_SHARE; /* or the target could be a source */

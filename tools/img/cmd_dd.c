@@ -188,13 +188,11 @@ int cmd_dd(int argc, char **argv)
     if (status >= 0)
         return status;
     struct dd dd = {0};
-    struct image_request request;
+    struct image_request request = image_request_from(&opts);
     SNAPSHOT_CLEANUP struct snapshot_choice snapshot;
     status = snapshot_choice_parse(opts_string(&opts, 'l'), &snapshot);
     if (status < 0)
         status = parse(&dd, &opts);
-    if (status < 0)
-        status = image_request_from(&opts, &request);
     if (status >= 0)
         return status;
     snapshot_choice_request(&snapshot, &request);

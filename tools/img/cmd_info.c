@@ -270,15 +270,10 @@ static void print_text(const struct chain *chain)
 int cmd_info(int argc, char **argv)
 {
     OPTS_CLEANUP struct opts opts;
-    int status = opts_parse(&desc_info, argc, argv, &opts);
-    if (status >= 0)
-        return status;
     struct image_request request;
-    status = image_request_from(&opts, &request);
+    int status = one_image_from(&desc_info, argc, argv, &opts, &request);
     if (status >= 0)
         return status;
-    if (opts.operand_count != 1)
-        return usage_error("Expecting one image file name");
     request.flags |= QK_OPEN_NO_BACKING | QK_OPEN_NO_IO;
     struct chain chain = {
         .whole = opts_given(&opts, OPT_CHAIN),

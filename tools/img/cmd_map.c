@@ -167,16 +167,12 @@ static int run(struct map *map, const struct opts *opts)
 int cmd_map(int argc, char **argv)
 {
     OPTS_CLEANUP struct opts opts;
-    int status = opts_parse(&desc_map, argc, argv, &opts);
+    struct image_request request;
+    int status = one_image_from(&desc_map, argc, argv, &opts, &request);
     if (status >= 0)
         return status;
-    if (opts.operand_count != 1)
-        return usage_error("Expecting one image file name");
-    struct image_request request;
     SNAPSHOT_CLEANUP struct snapshot_choice snapshot;
     status = snapshot_choice_parse(opts_string(&opts, OPT_SNAPSHOT), &snapshot);
-    if (status < 0)
-        status = image_request_from(&opts, &request);
     if (status >= 0)
         return status;
     snapshot_choice_request(&snapshot, &request);

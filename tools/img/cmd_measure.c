@@ -103,13 +103,11 @@ static int run(const struct opts *opts)
 {
     KEYVALS_CLEANUP struct keyvals list = {0};
     IMAGE_CLEANUP struct qk_disk *source = NULL;
-    struct image_request request;
+    struct image_request request = image_request_from(opts);
     bool help;
     int status = opts_keyvals(opts, 'o', &list, &help);
     if (status < 0)
         status = check_combination(opts);
-    if (status < 0)
-        status = image_request_from(opts, &request);
     if (status >= 0)
         return status;
     SNAPSHOT_CLEANUP struct snapshot_choice snapshot;

@@ -82,15 +82,10 @@ static int run(const struct opts *opts, const char *name, struct image_request *
 int cmd_rebase(int argc, char **argv)
 {
     OPTS_CLEANUP struct opts opts;
-    int status = opts_parse(&desc_rebase, argc, argv, &opts);
-    if (status >= 0)
-        return status;
     struct image_request request;
-    status = image_request_from(&opts, &request);
+    int status = one_image_from(&desc_rebase, argc, argv, &opts, &request);
     if (status >= 0)
         return status;
-    if (opts.operand_count != 1)
-        return usage_error("Expecting one image file name");
     if (!opts_given(&opts, 'u') && !opts_given(&opts, 'b'))
         return usage_error("Must specify backing file (-b) or use unsafe mode (-u)");
     return run(&opts, opts.operand[0], &request);

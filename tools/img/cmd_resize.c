@@ -154,10 +154,7 @@ int cmd_resize(int argc, char **argv)
     struct resize resize = {.shrink = opts_given(&opts, OPT_SHRINK)};
     if (parse_prealloc(&opts, &resize.prealloc))
         return 1;
-    struct image_request request;
-    status = image_request_from(&opts, &request);
-    if (status >= 0)
-        return status;
+    struct image_request request = image_request_from(&opts);
     if (opts.operand_count != 1)
         return usage_error("Expecting image file name and size");
     if (parse_size(&resize, size))

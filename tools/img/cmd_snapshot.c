@@ -216,16 +216,14 @@ int cmd_snapshot(int argc, char **argv)
 {
     OPTS_CLEANUP struct opts opts;
     const struct action *action;
-    struct image_request request;
     int status = opts_parse(&desc_snapshot, argc, argv, &opts);
     if (status < 0)
         status = choose(&opts, &action);
-    if (status < 0)
-        status = image_request_from(&opts, &request);
     if (status >= 0)
         return status;
     if (opts.operand_count != 1)
         return usage_error("Expecting one image file name");
+    struct image_request request = image_request_from(&opts);
     request.flags |= action && action->writes ? QK_OPEN_RDWR | QK_OPEN_UNMAP : 0;
     struct qk_disk *disk = NULL;
     if (open_image(opts.operand[0], &request, &disk))
