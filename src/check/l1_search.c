@@ -161,6 +161,10 @@ static void table_judge(struct check *c, uint64_t cluster)
     uint8_t *table = s->buf + c->g->cluster_bytes;
     bool any = false;
     set(s, TABLE, cluster);
+    if (has(s, WHOLE, cluster) && !has(s, ANY, cluster)) { /* it was seen to be zero, or a hole */
+        set(s, EMPTY, cluster);
+        return;
+    }
     if (io_read(c->file, cluster << c->g->cluster_bits, table, c->g->cluster_bytes, NULL) < 0)
         return;
     for (uint32_t i = 0; i < c->g->l2_entries; i++) {
@@ -294,7 +298,8 @@ static void report(struct check *c)
         sink_found(&c->sink, &found, c->raw.l1_off, c->l1_found);
     else if (!c->view.l1_off) /* else it is said that the table lies behind the end */
         sink_found(&c->sink, &lost, c->raw.l1_off);
-    if (c->l1_found && problem_fixable(c->opts, PROBLEM_L1_TABLE_MISPLACED))
+    /* A look tells what there is behind it; a repair that may not choose it leaves it alone. */
+    if (c->l1_found && (!c->opts->fix || problem_fixable(c->opts, PROBLEM_L1_TABLE_MISPLACED)))
         c->view.l1_off = c->l1_found;
 }
 
