@@ -299,7 +299,8 @@ static void report(struct check *c)
     else if (!c->view.l1_off) /* else it is said that the table lies behind the end */
         sink_found(&c->sink, &lost, c->raw.l1_off);
     /* A look tells what there is behind it; a repair that may not choose it leaves it alone. */
-    if (c->l1_found && (!c->opts->fix || problem_fixable(c->opts, PROBLEM_L1_TABLE_MISPLACED)))
+    bool look = !c->opts->fix && !c->view.l1_off;
+    if (c->l1_found && (look || problem_fixable(c->opts, PROBLEM_L1_TABLE_MISPLACED)))
         c->view.l1_off = c->l1_found;
 }
 
