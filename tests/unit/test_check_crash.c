@@ -17,7 +17,8 @@ struct crash {
     struct qk_io *trace;
     struct qk_io *log; /* what the repair overwrites */
     const char *label;
-    unsigned low_before; /* clusters with more references than their refcount, before the repair */
+    unsigned low_before;  /* clusters with more references than their refcount, before the repair */
+    bool readable_before; /* all guest data */
     unsigned states, worse, unreadable, unclean, not_undone;
 };
 
@@ -26,6 +27,20 @@ struct crash {
 static unsigned low_refcounts(const struct findings *f)
 {
     return f->by_number[1] + f->by_number[2];
+}
+
+/* Repairs with the choices that the damages here need. */
+static int repair_saving(struct qk_io *io, struct qk_io *log, struct qk_check_result *r)
+{
+    struct qk_check_options opts = QK_CHECK_OPTIONS_INIT;
+    struct image *img = open_for_check(io, true);
+    if (!img)
+        return -EINVAL;
+    opts.fix = QK_FIX_LEAKS | QK_FIX_ERRORS;
+    opts.allow = QK_ALLOW_COPIES | QK_ALLOW_ENTRIES | QK_ALLOW_HEADER;
+    int ret = check_image_saving(img, &opts, log, r, NULL);
+    image_abandon(img);
+    return ret;
 }
 
 static void judge_state(struct crash *c, struct qk_io *io)
@@ -41,9 +56,9 @@ static void judge_state(struct crash *c, struct qk_io *io)
     bool hidden = f.by_number[10] + f.by_number[11] + f.by_number[12] + f.by_number[13] != 0;
     if (!hidden && low_refcounts(&f) > c->low_before)
         c->worse++;
-    if (!data_intact(io))
+    if (c->readable_before && !data_intact(io))
         c->unreadable++;
-    if (check_store(io, QK_FIX_LEAKS | QK_FIX_ERRORS, &f, &r) < 0 || r.corruptions || r.leaks)
+    if (repair_saving(io, NULL, &r) < 0 || r.corruptions || r.leaks)
         c->unclean++;
     if (!data_intact(io))
         c->unreadable++;
@@ -226,6 +241,45 @@ static void dirty_after_lazy_writes(struct qk_io *io)
         set_refcount(io, host_cluster(io, i), 0);
 }
 
+static void write_be32(struct qk_io *io, uint64_t off, uint32_t value)
+{
+    uint8_t bytes[4];
+    store_be32(bytes, value);
+    CHECK_OK(io_write(io, off, bytes, sizeof(bytes), 0, NULL));
+}
+
+/* The new width and the table that has it are named by the same sector. */
+static void width_impossible(struct qk_io *io)
+{
+    write_be32(io, 96, 200);
+}
+
+static void cluster_bits_impossible(struct qk_io *io)
+{
+    write_be32(io, 20, 77);
+}
+
+static void version_and_features_and_leaks(struct qk_io *io)
+{
+    leaks(io);
+    write_be32(io, 4, 9);
+    write_be64(io, 72, INCOMPAT_COMPRESSION);
+    write_be32(io, 100, 112);
+}
+
+static void l1_misplaced_and_refcounts(struct qk_io *io)
+{
+    too_low_and_leaked(io);
+    write_be64(io, 40, read_be64(io, 40) + 256);
+}
+
+static void sizes_and_refcounts(struct qk_io *io)
+{
+    zero_refcounts(io);
+    write_be32(io, 36, UINT32_MAX);
+    write_be32(io, 56, 0);
+}
+
 static const struct {
     const char *label;
     void (*damage)(struct qk_io *io);
@@ -238,18 +292,12 @@ static const struct {
     {"leaks", leaks},
     {"wrong flags", wrong_flags},
     {"dirty after lazy writes", dirty_after_lazy_writes},
+    {"width impossible", width_impossible},
+    {"cluster_bits impossible", cluster_bits_impossible},
+    {"version, features and leaks", version_and_features_and_leaks},
+    {"L1 misplaced and refcounts", l1_misplaced_and_refcounts},
+    {"sizes and refcounts", sizes_and_refcounts},
 };
-
-static int repair_saving(struct qk_io *io, struct qk_io *log, struct qk_check_result *r)
-{
-    struct qk_check_options opts = QK_CHECK_OPTIONS_INIT;
-    struct image *img = open_for_check(io, true);
-    opts.fix = QK_FIX_LEAKS | QK_FIX_ERRORS;
-    opts.allow = QK_ALLOW_COPIES | QK_ALLOW_ENTRIES;
-    int ret = check_image_saving(img, &opts, log, r, NULL);
-    image_abandon(img);
-    return ret;
-}
 
 static unsigned test_damage(size_t which, uint32_t cluster_bits, uint32_t order)
 {
@@ -265,6 +313,7 @@ static unsigned test_damage(size_t which, uint32_t cluster_bits, uint32_t order)
     CHECK_OK(check_store(io, 0, &f, &r));
     CHECK(r.corruptions + r.leaks);
     c.low_before = low_refcounts(&f);
+    c.readable_before = data_intact(io);
     CHECK_OK(io_mem_open(base, c.base_bytes, 0, &mem, NULL));
     CHECK_OK(io_trace_open(mem, &c.trace, NULL));
     CHECK_OK(io_mem_open(NULL, 0, 0, &c.log, NULL));
@@ -282,6 +331,33 @@ static unsigned test_damage(size_t which, uint32_t cluster_bits, uint32_t order)
     return c.states;
 }
 
+static void judge_only(void *crash, struct qk_io *state)
+{
+    judge_state(crash, state);
+}
+
+/* A repair that is not safe is seen: the width is stable before a table that has it. */
+static void wrong_order_is_seen(void)
+{
+    struct qk_io *io = make_image(12, 1), *mem = NULL;
+    struct crash c = {.label = "width before its table"};
+    struct findings f;
+    struct qk_check_result r;
+    width_impossible(io);
+    CHECK_OK(check_store(io, 0, &f, &r));
+    c.low_before = low_refcounts(&f);
+    c.base = io_mem_data(io, &c.base_bytes);
+    CHECK_OK(io_mem_open(c.base, c.base_bytes, 0, &mem, NULL));
+    CHECK_OK(io_trace_open(mem, &c.trace, NULL));
+    write_be32(c.trace, 96, 4);
+    CHECK_OK(io_flush(c.trace, NULL));
+    const struct traced run = {c.base, c.base_bytes, c.trace};
+    each_state(&run, judge_only, &c);
+    CHECK(c.states > 0 && c.worse > 0);
+    io_close(c.trace, NULL);
+    io_close(io, NULL);
+}
+
 int main(void)
 {
     unsigned states = 0;
@@ -290,6 +366,7 @@ int main(void)
         states += test_damage(i, 12, 1);
         states += test_damage(i, 12, 6);
     }
+    wrong_order_is_seen();
     printf("%u states\n", states);
     return TEST_SUMMARY();
 }
