@@ -119,6 +119,14 @@ static int write_l1(struct check *c, struct refmap_span span, struct qk_error *e
     return plan_write(c, &what, &w, err);
 }
 
+/* A new refcount structure makes the file grow, too. */
+static bool hides_damage(const struct check *c, struct refmap_span span)
+{
+    uint64_t from = c->rollback->named_from;
+    bool grows = span.first + span.count > c->file_bytes >> c->g->cluster_bits;
+    return from && ((c->actions & ACT_REBUILD) || (grows && span.first + span.count > from));
+}
+
 int rollback_place(struct check *c, struct qk_error *err)
 {
     struct refmap_span span = {0};
@@ -126,6 +134,8 @@ int rollback_place(struct check *c, struct qk_error *err)
         return 0;
     int ret = find_place(c, &span, err);
     block_cache_drop(c);
+    if (ret == 0 && hides_damage(c, span))
+        ret = rollback_write_mark(c, err);
     if (ret == 0)
         ret = write_l1(c, span, err);
     if (ret < 0)

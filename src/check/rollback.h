@@ -25,6 +25,8 @@ struct rollback {
     /* Of the damaged image, as the look saw it: */
     uint64_t old_l1_off, old_disk_bytes, named_from, named_end, overflows;
     uint32_t old_l1_entries;
+    uint64_t mark_off; /* where rollback_write_mark writes; 0: the damage lasts without it */
+    const char *mark_structure;
     bool zero_refcounts; /* refcounts of zero say nothing there */
     char since[200];     /* ROLLBACK_SINCE and rollback_text */
 };
@@ -59,6 +61,13 @@ void rollback_trim_l1(struct check *c);
 /* Writes the new L1 table beside everything; names it in the header. Nothing without a rollback. */
 int rollback_place(struct check *c, struct qk_error *err);
 int rollback_link(struct check *c, struct qk_error *err);
+
+/* ---- rollback_mark.c ---- */
+
+/* Notes in the candidates what keeps the damage from looking sound when the file grows. */
+int rollback_find_mark(struct check *c, struct qk_error *err);
+/* Before the file grows past what damaged entries name: in an epoch of its own. */
+int rollback_write_mark(struct check *c, struct qk_error *err);
 
 /* ---- rollback_loss.c ---- */
 

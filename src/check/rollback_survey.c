@@ -86,7 +86,8 @@ static bool tables_damaged(const struct check *c)
 {
     for (size_t i = 0; i < c->tables.len; i++) {
         const struct l2_table *t = &c->tables.ptr[i];
-        if ((t->active && (t->flags & (L2_UNREAD | L2_HURT))) || table_contested(c, t))
+        bool hurt = (t->flags & (L2_UNREAD | L2_HURT)) || cut_table(c, t->cluster);
+        if ((t->active && hurt) || table_contested(c, t))
             return true;
     }
     return false;
@@ -112,6 +113,8 @@ static bool active_damaged(const struct check *c)
     if (seen[PROBLEM_L1_TABLE_OUTSIDE] || seen[PROBLEM_L1_TABLE_MISPLACED] ||
         seen[PROBLEM_L1_TABLE_LOST] || (seen[PROBLEM_L1_UNREADABLE] && !c->l1_entries))
         return true;
+    if (!c->rollback && cut_through(c, c->h->l1_off, (uint64_t)c->h->l1_entries * 8))
+        return true;
     for (uint32_t i = 0; i < c->l1_entries; i++) {
         struct l1_verdict v = l1_judge(c, c->l1[i]);
         if (hurts(&v))
@@ -135,7 +138,7 @@ static bool words_sound(struct check *c, const uint64_t *words, size_t n)
             continue;
         bool alone = t && (refmap_count(&c->refs, t->cluster) == t->refs ||
                            refmap_marks(&c->refs, t->cluster));
-        if (!alone || (t->flags & (L2_UNREAD | L2_HURT)))
+        if (!alone || (t->flags & (L2_UNREAD | L2_HURT)) || cut_table(c, t->cluster))
             return false;
     }
     return true;
@@ -145,7 +148,7 @@ static const char *l1_fault(struct check *c, const struct rollback *r)
 {
     uint64_t words[L1_CHUNK], bytes = (uint64_t)r->l1_entries * 8;
     struct refmap_span span;
-    if (!range_span(c, r->l1_off, bytes, &span))
+    if (!range_span(c, r->l1_off, bytes, &span) || cut_through(c, r->l1_off, bytes))
         return "its L1 table reaches past the end of the file";
     for (uint64_t i = 0; i < span.count; i++) {
         if (refmap_count(&c->refs, span.first + i) != 1 && !refmap_marks(&c->refs, span.first + i))
@@ -357,7 +360,10 @@ int rollback_survey(struct check *c, struct qk_error *err)
         survey_all(c);
     if (wanted && c->opts->rollback)
         choose_named(c);
-    return w->count ? tell_loss(c, &w->candidates[0], err) : 0;
+    if (!w->count)
+        return 0;
+    int ret = rollback_find_mark(c, err);
+    return ret < 0 ? ret : tell_loss(c, &w->candidates[0], err);
 }
 
 static bool own_l1_shared(const struct check *c)

@@ -105,7 +105,68 @@ static void snapshot_says_its_own(struct qk_io *io)
     entry_outside(io);
 }
 
+/* Every cluster is counted: the new table finds no place below the end. */
+static void fill_holes(struct qk_io *io)
+{
+    struct image *img = open_for_check(io, false);
+    const struct header *h = image_header(img);
+    uint64_t size, block_off = read_be64(io, h->reftable_off);
+    uint32_t bytes = image_geometry(img)->cluster_bytes;
+    const struct refcount_ops *ops = refcount_ops(h->refcount_order);
+    uint8_t *block = malloc(bytes);
+    CHECK_OK(io_size(io, &size, NULL));
+    CHECK_OK(io_read(io, block_off, block, bytes, NULL));
+    for (uint64_t i = 0; i < size / bytes && i < UINT64_C(1) << image_geometry(img)->refblock_bits;
+         i++)
+        ops->set(block, i, max_u64(ops->get(block, i), 1));
+    CHECK_OK(io_write(io, block_off, block, bytes, 0, NULL));
+    free(block);
+    image_abandon(img);
+}
+
+/* What is just behind the end, a table cut through, and both: the file grows over all of it. */
+static void entry_behind_the_end(struct qk_io *io)
+{
+    uint64_t size;
+    uint8_t bits[4];
+    fill_holes(io);
+    CHECK_OK(io_size(io, &size, NULL));
+    CHECK_OK(io_read(io, 20, bits, sizeof(bits), NULL));
+    write_be64(io, l2_place(io, 21), ENTRY_COPIED | round_up(size, UINT64_C(1) << load_be32(bits)));
+}
+
+static uint64_t move_table(struct qk_io *io)
+{
+    uint64_t size, l1 = read_be64(io, 40), table = read_be64(io, l1) & L1_OFFSET_MASK, bytes = 1;
+    uint8_t bits[4], *copy;
+    fill_holes(io);
+    CHECK_OK(io_size(io, &size, NULL));
+    CHECK_OK(io_read(io, 20, bits, sizeof(bits), NULL));
+    bytes <<= load_be32(bits);
+    size = round_up(size, bytes);
+    copy = malloc(bytes);
+    CHECK_OK(io_read(io, table, copy, bytes, NULL));
+    CHECK_OK(io_write(io, size, copy, bytes, 0, NULL));
+    free(copy);
+    write_be64(io, l1, ENTRY_COPIED | size);
+    set_refcount(io, size / bytes, 1);
+    return size;
+}
+
+static void table_cut_through(struct qk_io *io)
+{
+    CHECK_OK(io_resize(io, move_table(io) + 8, QK_PREALLOC_OFF, NULL));
+}
+
+static void table_cut_off(struct qk_io *io)
+{
+    CHECK_OK(io_resize(io, move_table(io), QK_PREALLOC_OFF, NULL));
+}
+
 static const struct kind kinds[] = {
+    {"entry behind the end", entry_behind_the_end, false},
+    {"table cut through", table_cut_through, false},
+    {"table cut off", table_cut_off, false},
     {"table nowhere", table_nowhere, false},
     {"entry outside", entry_outside, false},
     {"entry outside, no growth", entry_outside, true},
