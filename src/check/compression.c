@@ -22,13 +22,25 @@ static bool contradicts(const struct header *h)
     return h->compression_type > COMPRESSION_ZSTD || bit != (h->compression_type != 0);
 }
 
+static bool is_zstd(const uint8_t *stream)
+{
+    return load_be32(stream) == ZSTD_MAGIC;
+}
+
+enum compression_type compression_of(const struct check *c, const uint8_t *stream)
+{
+    if (!contradicts(&c->raw))
+        return (enum compression_type)c->h->compression_type;
+    return is_zstd(stream) ? COMPRESSION_ZSTD : COMPRESSION_ZLIB;
+}
+
 static void stream_look(struct check *c, uint64_t raw, struct streams *s)
 {
     uint8_t magic[4];
     struct compressed_extent e = compressed_decode(c->g, raw);
     if (e.off >= c->file_bytes || io_read(c->file, e.off, magic, sizeof(magic), NULL) < 0)
         return;
-    if (load_be32(magic) == ZSTD_MAGIC)
+    if (is_zstd(magic))
         s->zstd++;
     else
         s->other++;

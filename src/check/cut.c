@@ -13,14 +13,16 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "check/internal.h"
+#include "codec/codec.h"
 
 #include <string.h>
 
 #define ENTRY_BYTES_MAX 16u
+#define SECTOR_BYTES    512u /* that compressed clusters are counted in */
 
 bool cut_through(const struct check *c, uint64_t off, uint64_t bytes)
 {
-    return off < c->file_bytes && !range_within(off, bytes, c->file_bytes);
+    return !range_within(off, bytes, c->file_bytes);
 }
 
 bool cut_table(const struct check *c, uint64_t cluster)
@@ -30,7 +32,7 @@ bool cut_table(const struct check *c, uint64_t cluster)
 
 uint32_t cut_first_lost(const struct check *c, uint64_t off, uint32_t entry_bytes)
 {
-    return (uint32_t)((c->file_bytes - off) / entry_bytes);
+    return (uint32_t)((c->file_bytes - min_u64(off, c->file_bytes)) / entry_bytes);
 }
 
 void cut_clean(const struct check *c, uint64_t cluster, uint8_t *table)
@@ -51,6 +53,45 @@ void cut_named(struct check *c, enum problem_id id, uint64_t off, uint64_t bytes
         c->cut.reach = max_u64(c->cut.reach, end);
     if (!problem_fixable(c->opts, id))
         outside_named(c, off, bytes);
+}
+
+/* ---- compressed clusters ---- */
+
+static bool stream_bad(const struct check *c, uint64_t off)
+{
+    struct codec *codec = NULL;
+    size_t there = (size_t)min_u64(c->file_bytes - off, 2 * (uint64_t)c->g->cluster_bytes);
+    CLEANUP_FREE uint8_t *in = malloc(there), *out = malloc(c->g->cluster_bytes);
+    if (!in || !out || there < 4 || io_read(c->file, off, in, there, NULL) < 0 ||
+        codec_new((enum codec_type)compression_of(c, in), 0, &codec) < 0)
+        return false;
+    int ret = codec_decompress(codec, (struct iovec){in, there},
+                               (struct iovec){out, c->g->cluster_bytes});
+    codec_free(codec);
+    return ret < 0 && ret != -ENOMEM;
+}
+
+/* A stream ends anywhere in the last sector that it names: only reading it tells whether it is all
+ * there. So many are tried that lie in the last sector of any file. */
+bool cut_stream(const struct check *c, uint64_t off, uint64_t bytes)
+{
+    struct cut_streams *s = c->cut_streams;
+    if (range_within(off, bytes, c->file_bytes))
+        return false;
+    if (off >= c->file_bytes || off + bytes >= c->file_bytes + SECTOR_BYTES)
+        return true;
+    LOCK_SCOPE(&s->lock);
+    for (unsigned i = 0; i < s->count; i++) {
+        if (s->tried[i].off == off && s->tried[i].bytes == bytes)
+            return s->tried[i].bad;
+    }
+    if (s->count == CUT_STREAMS)
+        return false;
+    bool bad = stream_bad(c, off);
+    s->tried[s->count].off = off;
+    s->tried[s->count].bytes = bytes;
+    s->tried[s->count++].bad = bad;
+    return bad;
 }
 
 /* ---- tables that the end cuts ---- */
@@ -93,7 +134,7 @@ int cut_l1_count(struct check *c, struct qk_error *err)
     c->cut.torn = off < c->file_bytes;
     if (!problem_fixable(c->opts, PROBLEM_L1_TABLE_OUTSIDE) || c->l1_found ||
         bytes > QCOW2_MAX_L1_BYTES || end > 2 * c->file_bytes + QCOW2_MAX_L1_BYTES ||
-        !c->file->can_grow || c->no_growth) {
+        !file_can_grow(c) || c->no_growth) {
         c->no_growth = c->cut.held = true;
         return 0;
     }
@@ -161,7 +202,7 @@ int cut_report(struct check *c, struct qk_error *err)
 /* Only this makes the damage go away, so that what it held is free. */
 bool cut_can_fill(const struct check *c)
 {
-    return c->file->can_grow && !c->no_growth && !c->cut.held;
+    return file_can_grow(c) && !c->no_growth && !c->cut.held;
 }
 
 static int clear_half_entry(struct check *c, struct qk_error *err)

@@ -53,6 +53,7 @@ enum l2_flag {
     L2_SUSPECT = 1u << 2, /* COPIED flags need a look (data file only) */
     L2_REPORTED = 1u << 3,
     L2_COPIED_DONE = 1u << 4,
+    L2_TAIL = 1u << 7, /* names the cluster that the end of the file lies in */
     L2_HURT = 1u << 5, /* some of its problems are not repaired without loss or choice */
 };
 
@@ -90,6 +91,13 @@ struct shared_cluster {
 };
 DEFINE_VECTOR(shared_vec, struct shared_cluster)
 
+/* Entries of an L2 table whose clusters cannot be read; of one, from byte `skip` on. */
+struct lost_run {
+    uint64_t table; /* its cluster */
+    uint32_t first, count, skip;
+};
+DEFINE_VECTOR(lost_run_vec, struct lost_run)
+
 /* One bitmap: where its entry is in the directory, and its table in the file. */
 struct bitmap_note {
     uint64_t at, bytes, table_off, table_bytes;
@@ -126,6 +134,17 @@ DEFINE_VECTOR(user_vec, struct cluster_user)
 /* What a repair does with the bitmaps: nothing; names a directory of the good ones beside the old
  * one; writes it in the old one's place, where no other can be had; has no bitmaps any more. */
 enum bitmaps_way { BITMAPS_STAY = 0, BITMAPS_BESIDE, BITMAPS_IN_PLACE, BITMAPS_GONE };
+
+/* Compressed clusters of which the last sector is there in part: those that were tried. */
+#define CUT_STREAMS 512u
+struct cut_streams {
+    pthread_mutex_t lock;
+    unsigned count;
+    struct {
+        uint64_t off, bytes;
+        bool bad;
+    } tried[CUT_STREAMS];
+};
 
 /* A file that ends too early: see cut.c. */
 struct cut {
@@ -216,6 +235,10 @@ struct check {
     enum bitmaps_way bitmaps_way;  /* what becomes of them in this repair */
     struct refmap_span bitmap_new; /* the new directory */
     struct cut cut;
+    struct lost_run_vec lost_runs;
+    bool lost_more;              /* than these */
+    struct u64_vec snapshot_gone; /* entries of snapshots whose L1 table cannot be found */
+    struct cut_streams *cut_streams;
     uint64_t data_bytes;    /* of the external data file; UINT64_MAX: none, or not known */
     bool guest_changes;     /* this repair changes what the guest reads: no bitmap knows of it */
     bool disk_resized;      /* and the size of its disk */
@@ -298,7 +321,7 @@ const char *lost_text(struct lost *lost, const char *kind, uint64_t count);
 
 /* ---- cut.c ---- */
 
-/* The range begins in the file and ends behind it. */
+/* The range ends behind the file. */
 bool cut_through(const struct check *c, uint64_t off, uint64_t bytes);
 bool cut_table(const struct check *c, uint64_t cluster);
 /* The first entry of a table at `off` that is not all there. */
@@ -307,6 +330,8 @@ uint32_t cut_first_lost(const struct check *c, uint64_t off, uint32_t entry_byte
 void cut_clean(const struct check *c, uint64_t cluster, uint8_t *table);
 /* A finding of this kind is about a range that leads behind the end. */
 void cut_named(struct check *c, enum problem_id id, uint64_t off, uint64_t bytes);
+/* The end lies in this compressed cluster, so that it cannot be read. MT-safe. */
+bool cut_stream(const struct check *c, uint64_t off, uint64_t bytes);
 /* A table that the end lies in. */
 struct cut_off_table {
     enum problem_id id;
@@ -321,6 +346,12 @@ int cut_report(struct check *c, struct qk_error *err);
 bool cut_can_fill(const struct check *c);
 int cut_fill(struct check *c, struct qk_error *err);
 int cut_uncount(struct check *c, struct qk_error *err);
+
+/* ---- cost.c ---- */
+
+/* For findings that cost something of the guest, as they are reported. */
+void cost_note(struct check *c, struct lost_run run);
+int cost_tell(struct check *c, struct qk_error *err);
 
 /* ---- header.c ---- */
 
@@ -338,6 +369,9 @@ bool l1_misplaced(const struct check *c);
 /* Type and feature bit contradict each other: c->view gets what the compressed clusters say, and it
  * is reported. Relies on the L2 tables being known. */
 int compression_judge(struct check *c, struct qk_error *err);
+/* How a stream is compressed that begins with these four bytes: as the header says, or where it
+ * contradicts itself, as the stream looks. */
+enum compression_type compression_of(const struct check *c, const uint8_t *stream);
 
 /* ---- l1_search.c ---- */
 
@@ -352,6 +386,8 @@ int l1_search(struct check *c, struct qk_error *err);
 int roots_collect(struct check *c, struct qk_error *err);
 int snapshots_collect(struct check *c, struct qk_error *err);
 int bitmaps_collect(struct check *c, struct qk_error *err);
+/* As the directory has it; "" when it cannot be read. */
+void bitmap_name(struct check *c, const struct bitmap_note *b, char name[BITMAP_NAME_MAX + 1]);
 /* Drops those that cannot be used: before the refcounts, and after them. */
 int bitmaps_drop(struct check *c, struct qk_error *err);
 int bitmaps_link(struct check *c, struct qk_error *err);
@@ -368,6 +404,7 @@ int snapshots_link(struct check *c, struct qk_error *err);
 void snapshots_forget(struct check *c);
 /* Takes references off each cluster of a range; lowers nothing yet. */
 void references_drop(struct check *c, struct refmap_span span, uint64_t times);
+bool file_can_grow(const struct check *c);
 /* Clusters for something new behind the end of the file, counted: as references, and by a refcount
  * that is stable or by the new structure that this asks for. */
 int clusters_place(struct check *c, uint64_t bytes, struct refmap_span *span, struct qk_error *err);
@@ -417,6 +454,9 @@ int snapshot_ranges_init(struct check *c, struct qk_error *err);
 /* Whose L1 table has these bytes. */
 struct owner snapshot_at(const struct check *c, uint64_t off);
 void snapshot_label(struct check *c, uint16_t snapshot, struct snapshot_text *text);
+/* The same, of the entry at this place in the file; and the size of its disk. */
+void snapshot_entry_label(struct check *c, uint64_t off, struct snapshot_text *text);
+uint64_t snapshot_disk_bytes(struct check *c, uint64_t entry_off);
 /* Asks for the users of a cluster; finds them. */
 int users_want(struct check *c, uint64_t cluster, struct qk_error *err);
 int users_find(struct check *c, struct qk_error *err);

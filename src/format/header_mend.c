@@ -127,7 +127,8 @@ uint32_t header_likely_version(const uint8_t *bytes, size_t len)
     uint32_t header_bytes = load_be32(bytes + HEADER_BYTES_OFF);
     bool fits = header_bytes >= QCOW2_V3_HEADER_BYTES && is_aligned(header_bytes, 8) &&
                 header_bytes <= LIKELY_HEADER_BYTES;
-    return fits && order <= QCOW2_MAX_REFCOUNT_ORDER ? 3 : 2;
+    /* Either field tells it, for the other may be the one that is damaged. */
+    return fits || (order && order <= QCOW2_MAX_REFCOUNT_ORDER) ? 3 : 2;
 }
 
 int header_read_as(const uint8_t *bytes, size_t len, const struct header_reading *r,
