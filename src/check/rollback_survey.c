@@ -53,6 +53,15 @@ static bool any_seen(const struct check *c, enum problem_id first, enum problem_
     return false;
 }
 
+/* Tables that overlap would be looked at again and again, and none of them can be sound. */
+static bool l1_tables_fit(const struct check *c)
+{
+    uint64_t sum = 0;
+    for (size_t i = 0; i + 1 < c->snapshot_l1.len; i += 2)
+        sum += round_up(c->snapshot_l1.ptr[i + 1], c->g->cluster_bytes);
+    return sum <= round_up(c->file_bytes, c->g->cluster_bytes);
+}
+
 /* A structure that is damaged itself may be what lies in the wrong place. */
 static bool metadata_named(const struct check *c)
 {
@@ -62,7 +71,8 @@ static bool metadata_named(const struct check *c)
         range_marked(c, c->h->reftable_off,
                      (uint64_t)c->h->reftable_clusters << c->g->cluster_bits))
         return true;
-    if (any_seen(c, PROBLEM_SNAPSHOT_TABLE, PROBLEM_SNAPSHOT_L1_OUTSIDE) || c->snapshot_l1_bad)
+    if (any_seen(c, PROBLEM_SNAPSHOT_TABLE, PROBLEM_SNAPSHOT_L1_OUTSIDE) || c->snapshot_l1_bad ||
+        !l1_tables_fit(c))
         return false;
     if (marked(c, c->snapshot_old))
         return true;
@@ -315,15 +325,6 @@ static int tell_loss(struct check *c, const struct rollback *r, struct qk_error 
         sink_of_nothing(c);
     }
     return ret;
-}
-
-/* Tables that overlap would be read again and again, and none of them can be sound. */
-static bool l1_tables_fit(const struct check *c)
-{
-    uint64_t sum = 0;
-    for (size_t i = 0; i + 1 < c->snapshot_l1.len; i += 2)
-        sum += round_up(c->snapshot_l1.ptr[i + 1], c->g->cluster_bytes);
-    return sum <= round_up(c->file_bytes, c->g->cluster_bytes);
 }
 
 static void survey_all(struct check *c)
