@@ -125,7 +125,8 @@ static int put(struct stage *s, uint64_t first, uint64_t count, struct content t
         ret = put_some(s, e, some, to, err);
         first += some.count;
         count -= some.count;
-        to.bytes += to.bytes ? (size_t)some.count * STAGE_SECTOR : 0;
+        if (to.bytes)
+            to.bytes += (size_t)some.count * STAGE_SECTOR;
     }
     return ret;
 }
