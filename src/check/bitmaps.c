@@ -10,6 +10,8 @@
 #include "check/internal.h"
 #include "format/bitmap.h"
 
+#include <string.h>
+
 #define EXTENSION_BYTES     24u
 #define ENTRY_HEAD_BYTES    24u
 #define TABLE_OFFSET_MASK   UINT64_C(0x00fffffffffffe00)
@@ -28,6 +30,29 @@ static void directory_lost(struct check *c, uint64_t off, const char *why)
 {
     c->bitmaps_lost = true;
     directory_damaged(c, off, why);
+}
+
+void bitmap_name(struct check *c, const struct bitmap_note *b, char name[BITMAP_NAME_MAX + 1])
+{
+    uint8_t head[ENTRY_HEAD_BYTES];
+    uint64_t at = c->bitmap_dir.directory_off + b->at;
+    memset(name, 0, BITMAP_NAME_MAX + 1);
+    if (io_read(c->file, at, head, sizeof(head), NULL) == 0)
+        io_read(c->file, at + sizeof(head) + load_be32(head + 20), name,
+                min_u64(load_be16(head + 18), BITMAP_NAME_MAX), NULL);
+}
+
+static void word_damaged(struct check *c, const struct finding *f)
+{
+    char name[BITMAP_NAME_MAX + 1] = "";
+    for (size_t i = 0; i < c->bitmaps.len && !*name; i++) {
+        const struct bitmap_note *b = &c->bitmaps.ptr[i];
+        if (f->file_off >= b->table_off && f->file_off - b->table_off < b->table_bytes)
+            bitmap_name(c, b, name);
+    }
+    c->sink.bitmap = *name ? name : NULL;
+    sink_found(&c->sink, f, f->found);
+    c->sink.bitmap = NULL;
 }
 
 static bool word_valid(const struct check *c, uint64_t word, struct refmap_span *span)
@@ -50,7 +75,7 @@ static int word_count(struct check *c, uint64_t word, uint64_t at, uint64_t time
     const struct finding f = {PROBLEM_BITMAP_ENTRY, at, QK_OFFSET_NONE, 0, word};
     if (valid)
         return refmap_add(&c->refs, span, times, 0);
-    sink_found(&c->sink, &f, word);
+    word_damaged(c, &f);
     if ((word & TABLE_OFFSET_MASK) > c->file_bytes - min_u64(c->file_bytes, c->g->cluster_bytes))
         cut_named(c, f.id, word & TABLE_OFFSET_MASK, c->g->cluster_bytes);
     return u64_vec_append(&c->bitmap_faults, at);
@@ -66,8 +91,25 @@ static int table_words(struct check *c, const uint64_t *words, size_t n, const s
     return 0;
 }
 
+/* why: the argument of the problem's text; NULL: the table's offset is. */
+static void entry_damaged(struct check *c, const struct bitmap_note *b, enum problem_id id,
+                          const char *why)
+{
+    const struct finding f = {id, c->bitmap_dir.directory_off + b->at, QK_OFFSET_NONE, 0,
+                              b->table_off};
+    char name[BITMAP_NAME_MAX + 1];
+    bitmap_name(c, b, name);
+    c->sink.bitmap = name;
+    if (why)
+        sink_found(&c->sink, &f, why);
+    else
+        sink_found(&c->sink, &f, b->table_off);
+    c->sink.bitmap = NULL;
+}
+
 /* With an entry that makes no sense the image is not opened for writing, here or by qemu. */
-static bool note_fault(struct check *c, const uint8_t *p, size_t left)
+static bool note_fault(struct check *c, const uint8_t *p, const struct bitmap_note *note,
+                       size_t left)
 {
     const struct bitmap_bounds bounds = {
         c->g->cluster_bytes, c->rollback ? c->rollback->old_disk_bytes : c->h->size_bytes,
@@ -76,7 +118,7 @@ static bool note_fault(struct check *c, const uint8_t *p, size_t left)
     const char *fault =
         bitmap_entry_decode(p, left, &entry) ? bitmap_entry_fault(&entry, &bounds) : NULL;
     if (fault)
-        directory_damaged(c, load_be64(p), fault);
+        entry_damaged(c, note, PROBLEM_BITMAP_DIRECTORY, fault);
     return fault != NULL;
 }
 
@@ -94,11 +136,10 @@ static size_t entry_note(struct check *c, const uint8_t *p, uint64_t at, size_t 
     struct refmap_span span;
     struct bitmap_note note = {at, bytes, off, table_bytes, true};
     if (!is_aligned(off, c->g->cluster_bytes) || !range_span(c, off, table_bytes, &span)) {
-        const struct finding f = {PROBLEM_BITMAP_TABLE, off, QK_OFFSET_NONE, 0, off};
-        sink_found(&c->sink, &f, off);
+        entry_damaged(c, &note, PROBLEM_BITMAP_TABLE, NULL);
         note.table_off = note.table_bytes = 0;
     } else {
-        note.bad = note_fault(c, p, left);
+        note.bad = note_fault(c, p, &note, left);
     }
     return bitmap_vec_append(&c->bitmaps, note) < 0 ? 0 : bytes;
 }

@@ -169,15 +169,9 @@ static void note_lost(struct check *c)
     char name[BITMAP_NAME_MAX + 1];
     for (size_t i = 0; i < c->bitmaps.len; i++) {
         const struct bitmap_note *b = &c->bitmaps.ptr[i];
-        uint8_t head[BITMAP_ENTRY_BYTES];
-        uint64_t at = c->bitmap_dir.directory_off + b->at, len;
         if (!b->bad && c->bitmaps_way != BITMAPS_GONE)
             continue;
-        memset(name, 0, sizeof(name));
-        if (io_read(c->file, at, head, sizeof(head), NULL) == 0) {
-            len = min_u64(load_be16(head + 18), BITMAP_NAME_MAX);
-            io_read(c->file, at + sizeof(head) + load_be32(head + 20), name, len, NULL);
-        }
+        bitmap_name(c, b, name);
         lost_note(&c->lost_bitmaps, name);
     }
 }

@@ -277,7 +277,11 @@ int header_collect(struct check *c, struct qk_error *err)
 
 static int field_edit(struct check *c, const struct field_problem *p, struct qk_error *err)
 {
-    static const struct step what = {.action = "correct field", .structure = "header"};
+    bool name = (p->id == PROBLEM_BACKING_INSIDE || p->id == PROBLEM_BACKING_OUTSIDE) &&
+                c->raw.backing_name_len;
+    const struct step what = {.action = "correct field",
+                              .structure = "header",
+                              .lost = name ? "the name of the backing file" : NULL};
     uint8_t field[8], change[8];
     store_be64(change, (p->now ^ p->good) << (64 - 8 * p->bytes));
     int ret = io_read(c->file, p->off, field, p->bytes, err);

@@ -174,7 +174,9 @@ static int check_once(struct check_run *run, unsigned fix, struct qk_error *err)
     check.on_run = findings_on_run;
     check.on_message = findings_on_message;
     check.on_step = findings_on_step;
-    if ((run->own || run->findings.explain || run->plan) && !run->quiet && !run->findings.hold)
+    bool words_in_json = run->json && !run->findings.json; /* the second look: that is told */
+    if ((run->own || run->findings.explain || run->plan) && !run->quiet && !run->findings.hold &&
+        !words_in_json)
         check.on_loss = findings_on_loss;
     check.opaque = &run->findings;
     check.allow = run->allow;
@@ -423,9 +425,9 @@ static int exit_status(const struct qk_check_result *r, bool own)
     if (r->check_errors) {
         fflush(stdout);
         if (own)
-            report_error("Check failed: %" PRIu64 " structures could not be read, so there may be "
+            report_error("Check failed: %" PRIu64 " structure%s could not be read, so there may be "
                          "more damage",
-                         r->check_errors);
+                         r->check_errors, r->check_errors == 1 ? "" : "s");
         else
             report_error("Check failed");
         return STATUS_FAILED;
@@ -477,6 +479,8 @@ static int run_check(struct check_run *run)
     struct qk_error err = {0};
     int ret = check_all(run, &err);
     progress_end(&run->progress, ret == 0);
+    if (ret < 0 && run->json && !run->quiet)
+        check_json_failed(&run->out, err.text);
     if (ret == -ENOTSUP && !run->undo_saved) {
         report_error("This image format does not support checks");
         return STATUS_NONE;
