@@ -64,26 +64,40 @@ void header_words_free(struct header_words *words)
     free(words->backing_format);
 }
 
-/* A text that says the same stays where it is: others may have been given it. */
-static void keep_same(char **text, char **old)
+/* Requests look without a lock at the size, and at fields that nothing changes while they run: what
+ * stays is not written. */
+void header_adopt(struct image *img, const struct header *h)
 {
-    if (*text && *old && strcmp(*text, *old) == 0) {
-        char *copy = *text;
-        *text = *old;
-        *old = copy;
-    }
+    char *to = (char *)&img->h;
+    const char *from = (const char *)h;
+    pthread_rwlock_wrlock(&img->tables_lock);
+    __atomic_store_n(&img->h.size_bytes, h->size_bytes, __ATOMIC_RELAXED);
+    for (size_t i = 0; i < sizeof(*h); i += sizeof(uint32_t))
+        if (memcmp(to + i, from + i, sizeof(uint32_t)) != 0)
+            memcpy(to + i, from + i, sizeof(uint32_t));
+    pthread_rwlock_unlock(&img->tables_lock);
+}
+
+/* A text that says the same stays where it is: others may have been given it. */
+static void adopt_text(char **text, char **fresh)
+{
+    if (*text && *fresh && strcmp(*text, *fresh) == 0)
+        return;
+    char *old = *text;
+    if (old != *fresh)
+        *text = *fresh;
+    *fresh = old;
 }
 
 void header_words_adopt(struct image *img, struct header_words *words)
 {
-    struct header_words old = {img->exts, img->backing_name, img->backing_format};
-    keep_same(&words->backing_name, &old.backing_name);
-    keep_same(&words->backing_format, &old.backing_format);
+    struct header_extensions old = img->exts;
     img->exts = words->exts;
-    img->backing_name = words->backing_name;
-    img->backing_format = words->backing_format;
+    words->exts = old;
+    adopt_text(&img->backing_name, &words->backing_name);
+    adopt_text(&img->backing_format, &words->backing_format);
+    header_words_free(words);
     *words = (struct header_words){0};
-    header_words_free(&old);
 }
 
 /* The fields: as they are, or as a check takes them to be. */

@@ -207,12 +207,7 @@ static int prepare(struct switching *s, const struct header_change *change, stru
 static void adopt(struct switching *s)
 {
     struct image *img = s->img;
-    pthread_rwlock_wrlock(&img->tables_lock);
-    uint64_t size = s->h.size_bytes;
-    s->h.size_bytes = img->h.size_bytes;
-    img->h = s->h;
-    __atomic_store_n(&img->h.size_bytes, size, __ATOMIC_RELAXED);
-    pthread_rwlock_unlock(&img->tables_lock);
+    header_adopt(img, &s->h);
     header_words_adopt(img, &s->words);
     free(img->header_cluster);
     img->header_cluster = TAKE(s->cluster);

@@ -340,6 +340,8 @@ void writeback_resume(struct image *img);
 
 /* ---- header_io.c ---- */
 int header_io_load(struct image *img, struct qk_error *err);
+/* *h is the image's header from here on. header_lock held. */
+void header_adopt(struct image *img, const struct header *h);
 /* Writes the first sector from img->h. header_lock held. */
 int header_io_write(struct image *img, struct qk_error *err);
 /* What a header cluster says beside the fields; the extensions' data is borrowed from it. */

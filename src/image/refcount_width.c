@@ -387,15 +387,6 @@ static int write_table(struct rewidth *w, struct qk_error *err)
 
 /* ---- switch ---- */
 
-static void set_header(struct image *img, const struct header *h)
-{
-    pthread_rwlock_wrlock(&img->tables_lock);
-    img->h.reftable_off = h->reftable_off;
-    img->h.reftable_clusters = h->reftable_clusters;
-    img->h.refcount_order = h->refcount_order;
-    pthread_rwlock_unlock(&img->tables_lock);
-}
-
 static int switch_header(struct rewidth *w, struct qk_error *err)
 {
     struct image *img = w->img;
@@ -408,13 +399,13 @@ static int switch_header(struct rewidth *w, struct qk_error *err)
     h.reftable_off = w->table_run.first << img->g.cluster_bits;
     h.reftable_clusters = (uint32_t)w->table_run.count;
     h.refcount_order = w->g.refcount_order;
-    set_header(img, &h);
+    header_adopt(img, &h);
     io_event(img->file, "refblock_alloc_switch_table");
     ret = header_io_write(img, err);
     if (ret == 0)
         ret = io_flush(img->file, err);
     if (ret < 0) {
-        set_header(img, &old);
+        header_adopt(img, &old);
         header_io_restore(img, 0);
     }
     return ret;

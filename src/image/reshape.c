@@ -337,16 +337,6 @@ static struct header new_header(const struct reshape *r)
     return h;
 }
 
-static void set_header(struct image *img, const struct header *h)
-{
-    pthread_rwlock_wrlock(&img->tables_lock);
-    struct header copy = *h;
-    copy.size_bytes = img->h.size_bytes;
-    img->h = copy;
-    __atomic_store_n(&img->h.size_bytes, h->size_bytes, __ATOMIC_RELAXED);
-    pthread_rwlock_unlock(&img->tables_lock);
-}
-
 static int write_header(struct image *img, struct qk_error *err)
 {
     int ret = header_io_write(img, err);
@@ -359,12 +349,12 @@ int reshape_switch_header(struct image *img, const struct header *h, struct qk_e
 {
     LOCK_SCOPE(&img->header_lock);
     const struct header old = img->h;
-    set_header(img, h);
+    header_adopt(img, h);
     io_event(img->file, "refblock_alloc_switch_table");
     int ret = write_header(img, err);
     if (ret == 0)
         return 0;
-    set_header(img, &old);
+    header_adopt(img, &old);
     header_io_restore(img, 0);
     return ret;
 }

@@ -46,23 +46,18 @@ int header_set_l1(struct image *img, uint64_t l1_off, uint32_t l1_entries, uint6
                   struct qk_error *err)
 {
     LOCK_SCOPE(&img->header_lock);
-    uint64_t old_off = img->h.l1_off, old_size = img->h.size_bytes;
-    uint32_t old_entries = img->h.l1_entries;
-    pthread_rwlock_wrlock(&img->tables_lock);
-    img->h.l1_off = l1_off;
-    img->h.l1_entries = l1_entries;
-    __atomic_store_n(&img->h.size_bytes, size, __ATOMIC_RELAXED);
-    pthread_rwlock_unlock(&img->tables_lock);
+    const struct header old = img->h;
+    struct header h = old;
+    h.l1_off = l1_off;
+    h.l1_entries = l1_entries;
+    h.size_bytes = size;
+    header_adopt(img, &h);
     io_event(img->file, "l1_grow_activate_table");
     int ret = header_io_write(img, err);
     if (ret == 0)
         ret = io_flush(img->file, err);
     if (ret < 0) {
-        pthread_rwlock_wrlock(&img->tables_lock);
-        img->h.l1_off = old_off;
-        img->h.l1_entries = old_entries;
-        __atomic_store_n(&img->h.size_bytes, old_size, __ATOMIC_RELAXED);
-        pthread_rwlock_unlock(&img->tables_lock);
+        header_adopt(img, &old);
         header_io_restore(img, 0);
     }
     return ret;
