@@ -41,7 +41,6 @@ int group_value(const struct check *c, uint64_t first, uint64_t *word)
 /* One block under comparison. bytes NULL: all refcounts are zero. */
 struct look {
     const struct check *c;
-    const struct patterns *p;
     const uint8_t *bytes;
     uint64_t first, count; /* its clusters */
     bool mismatch, suspect;
@@ -84,21 +83,34 @@ static void look_closely(struct look *l, uint64_t i, uint64_t n)
     }
 }
 
+/* Sixteen refcounts, and all of them equal. block NULL: they are zero. */
+static bool group_stored(const struct check *c, const uint8_t *block, uint64_t i, uint64_t *value)
+{
+    const unsigned bits = c->g->refcount_bits;
+    size_t bytes = (size_t)bits * REFMAP_GROUP / 8, step = (size_t)max_u64(1, bits / 8);
+    *value = 0;
+    if (!block)
+        return true;
+    const uint8_t *group = block + i / REFMAP_GROUP * bytes;
+    *value = c->ops->get(group, 0);
+    /* Refcounts wider than a byte repeat at their own distance, narrower ones within each byte. */
+    return !memcmp(group, group + step, bytes - step) &&
+           (bits >= 8 || group[0] == *value * (255u / ((1u << bits) - 1)));
+}
+
 /* True when all counts of the group are the same, and fit their marks, which is nearly always. Of
- * what has no references, the refcounts must be zero, or each is looked at. */
+ * what has no references, the refcounts must be the same too, or each is looked at. */
 static bool look_group(struct look *l, uint64_t i)
 {
-    uint64_t word;
-    int value = group_value(l->c, l->first + i, &word);
-    if (value < 0 || (word & (NIBBLE_ONES * (value == 1 ? REF_PLAIN : REF_COPIED))))
+    uint64_t count, stored;
+    unsigned marks;
+    if (!refmap_uniform(&l->c->refs, l->first + i, &count, &marks) || !marks_fit(count, marks))
         return false;
-    size_t bytes = l->p->group_bytes;
-    bool same = l->bytes ? !memcmp(l->bytes + i / REFMAP_GROUP * bytes, l->p->bytes[value], bytes)
-                         : !value;
-    if (!same && !value)
+    bool same = group_stored(l->c, l->bytes, i, &stored);
+    if (!same && !count)
         return false;
-    l->mismatch |= !same;
-    if (value)
+    l->mismatch |= !same || stored != count;
+    if (count || stored)
         l->highest = l->first + i + REFMAP_GROUP;
     return true;
 }
@@ -151,9 +163,7 @@ static void note_look(struct check *c, const struct look *l)
 
 static int compare_batch(struct check *c, uint64_t item, void *scratch, struct qk_error *err)
 {
-    struct patterns patterns;
-    patterns_init(c, &patterns);
-    struct look l = {.c = c, .p = &patterns};
+    struct look l = {.c = c};
     uint64_t b = item * batch_blocks(c), end = min_u64(b + batch_blocks(c), c->reftable.len);
     for (; b < end && b * block_clusters(c) < c->clusters; b++) {
         enum block_state state = block_state(c, b);
@@ -173,9 +183,7 @@ static int compare_batch(struct check *c, uint64_t item, void *scratch, struct q
 /* Clusters behind what the refcount table covers: all their refcounts are zero, or not known. */
 static void compare_tail(struct check *c)
 {
-    struct patterns patterns;
-    patterns_init(c, &patterns);
-    struct look l = {.c = c, .p = &patterns};
+    struct look l = {.c = c};
     uint64_t b = c->table_lost ? UINT64_MAX : block_next(c, c->reftable.len);
     for (; b != UINT64_MAX; b = block_next(c, b + 1))
         compare_block(&l, c, b);
@@ -193,34 +201,18 @@ enum problem_id refcount_problem(uint64_t stored, uint64_t reference)
                               : PROBLEM_REFCOUNT_ZERO;
 }
 
-/* Sixteen equal refcounts that are small; -1: they differ, or are not. */
-static int group_stored(const struct check *c, const uint8_t *block, uint64_t i)
-{
-    size_t bytes = (size_t)c->g->refcount_bits * REFMAP_GROUP / 8;
-    const uint8_t *group = block ? block + i / REFMAP_GROUP * bytes : NULL;
-    uint64_t value = group ? c->ops->get(group, 0) : 0;
-    /* Refcounts wider than a byte repeat at their own distance, narrower ones within each byte. */
-    size_t step = (size_t)max_u64(1, c->g->refcount_bits / 8);
-    bool same = !group || !memcmp(group, group + step, bytes - step);
-    if (group && c->g->refcount_bits < 8)
-        same &= group[0] == value * (255u / ((1u << c->g->refcount_bits) - 1));
-    return same && value <= 3 ? (int)value : -1;
-}
-
 /* How many clusters from index i on have the values of the first, as far as one look tells. */
 static uint64_t look_values(const struct check *c, uint64_t b, const uint8_t *block,
                             struct refcount_run *run, uint64_t n)
 {
-    uint64_t i = run->first, word, cluster = b * block_clusters(c) + i;
-    int stored = -1, count = -1;
-    if (!(i % REFMAP_GROUP) && n - i >= REFMAP_GROUP) {
-        stored = group_stored(c, block, i);
-        count = group_value(c, cluster, &word);
-    }
-    bool group = stored >= 0 && count >= 0;
-    run->stored = group ? (uint64_t)stored : block ? c->ops->get(block, i) : 0;
-    run->count = group ? (uint64_t)count : refmap_count(&c->refs, cluster);
-    return group ? REFMAP_GROUP : 1;
+    uint64_t i = run->first, cluster = b * block_clusters(c) + i;
+    unsigned marks;
+    if (!(i % REFMAP_GROUP) && n - i >= REFMAP_GROUP && group_stored(c, block, i, &run->stored) &&
+        refmap_uniform(&c->refs, cluster, &run->count, &marks))
+        return REFMAP_GROUP;
+    run->stored = block ? c->ops->get(block, i) : 0;
+    run->count = refmap_count(&c->refs, cluster);
+    return 1;
 }
 
 bool refcount_run_next(const struct check *c, uint64_t b, const uint8_t *block, uint64_t n,

@@ -7,8 +7,6 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 
-#define CELL_ONES UINT64_C(0x1111111111111111)
-
 int refmap_init(struct refmap *map, uint64_t clusters, struct qk_error *err)
 {
     *map = (struct refmap){.clusters = clusters};
@@ -49,6 +47,12 @@ int refmap_grow(struct refmap *map, uint64_t clusters, struct qk_error *err)
 static uint64_t cell_mask(unsigned order)
 {
     return order == 6 ? UINT64_MAX : (UINT64_C(1) << (1u << order)) - 1;
+}
+
+/* A word of cells that all hold one. */
+static uint64_t cell_ones(unsigned order)
+{
+    return UINT64_MAX / cell_mask(order);
 }
 
 static uint64_t cell_get(const struct refmap_region *r, uint64_t i)
@@ -109,19 +113,19 @@ static int cell_add(struct refmap_region *r, uint64_t i, uint64_t times, unsigne
 static int region_add(struct refmap_region *r, uint64_t i, uint64_t end, uint64_t times,
                       unsigned marks)
 {
-    if (!r->words) {
-        r->width_order = 2;
-        r->words = cells_new(2);
-        if (!r->words)
-            return -ENOMEM;
-    }
-    uint64_t fresh = times <= 3 ? CELL_ONES * (times << REF_MARK_BITS | marks) : 0;
+    if (!r->words && widen(r, times) < 0)
+        return -ENOMEM;
+    unsigned order = r->width_order;
+    uint64_t per_word = UINT64_C(64) >> order;
+    uint64_t fresh = times > cell_mask(order) >> REF_MARK_BITS
+                         ? 0
+                         : cell_ones(order) * (times << REF_MARK_BITS | marks);
     while (i < end) {
-        /* The common case: sixteen clusters that nothing else has named yet. */
-        if (fresh && r->width_order == 2 && !(i % REFMAP_GROUP) && end - i >= REFMAP_GROUP &&
-            !r->words[i / REFMAP_GROUP]) {
-            r->words[i / REFMAP_GROUP] = fresh;
-            i += REFMAP_GROUP;
+        /* The common case: clusters that nothing else has named yet, a word of them. */
+        if (fresh && r->width_order == order && !(i % per_word) && end - i >= per_word &&
+            !r->words[i / per_word]) {
+            r->words[i / per_word] = fresh;
+            i += per_word;
             continue;
         }
         int ret = cell_add(r, i++, times, marks);
@@ -163,6 +167,23 @@ uint64_t refmap_count(const struct refmap *map, uint64_t cluster)
 unsigned refmap_marks(const struct refmap *map, uint64_t cluster)
 {
     return (unsigned)cell_of(map, cluster) & (REF_COPIED | REF_PLAIN);
+}
+
+bool refmap_uniform(const struct refmap *map, uint64_t first, uint64_t *count, unsigned *marks)
+{
+    const struct refmap_region *r = &map->regions[first >> REFMAP_REGION_BITS];
+    uint64_t i = first & (REFMAP_REGION - 1), cell = r->words ? cell_get(r, i) : 0;
+    *count = cell >> REF_MARK_BITS;
+    *marks = (unsigned)cell & (REF_COPIED | REF_PLAIN);
+    if (!r->words)
+        return true;
+    const uint64_t *words = &r->words[i >> (6u - r->width_order)];
+    uint64_t same = cell * cell_ones(r->width_order);
+    for (size_t w = 0; w < REFMAP_GROUP >> (6u - r->width_order); w++) {
+        if (words[w] != same)
+            return false;
+    }
+    return true;
 }
 
 uint64_t refmap_next(const struct refmap *map, uint64_t at, uint64_t end)

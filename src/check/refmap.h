@@ -53,6 +53,8 @@ int refmap_add(struct refmap *map, struct refmap_span span, uint64_t times, unsi
 /* The rest is for one thread, or for many that only read. */
 uint64_t refmap_count(const struct refmap *map, uint64_t cluster);
 unsigned refmap_marks(const struct refmap *map, uint64_t cluster);
+/* The 16 clusters from `first` (a multiple of 16) on are counted and marked alike. */
+bool refmap_uniform(const struct refmap *map, uint64_t first, uint64_t *count, unsigned *marks);
 /* The first referenced cluster in [at, end); UINT64_MAX: none. */
 uint64_t refmap_next(const struct refmap *map, uint64_t at, uint64_t end);
 /* One more than the last referenced cluster; 0: none. */

@@ -176,6 +176,85 @@ static void test_bad_block_replaced(void)
     io_close(io, NULL);
 }
 
+/* ---- findings in runs ---- */
+
+struct lines {
+    char text[20000];
+    size_t len;
+    unsigned runs;
+    bool take; /* what on_run returns */
+};
+
+static void add_line(struct lines *l, const char *text)
+{
+    l->len += (size_t)snprintf(l->text + l->len, sizeof(l->text) - l->len, "%s\n", text);
+}
+
+static void one_line(void *opaque, const struct qk_problem *p)
+{
+    add_line(opaque, p->text);
+}
+
+/* The first number in the text, and those behind it. */
+static bool run_of_lines(void *opaque, const struct qk_problem *p, uint64_t clusters)
+{
+    struct lines *l = opaque;
+    const char *digits = p->text + strcspn(p->text, "0123456789"), *rest;
+    uint64_t cluster = strtoull(digits, (char **)&rest, 10);
+    l->runs++;
+    CHECK(clusters > 1);
+    for (uint64_t i = 0; l->take && i < clusters; i++) {
+        char line[200];
+        snprintf(line, sizeof(line), "%.*s%" PRIu64 "%s", (int)(digits - p->text), p->text,
+                 cluster + i, rest);
+        add_line(l, line);
+    }
+    return l->take;
+}
+
+/* Told in runs, one by one as the caller wants it, or to one who knows of no runs. */
+static void tell(struct qk_io *io, unsigned fix, struct lines *l, bool runs)
+{
+    struct qk_check_options opts = QK_CHECK_OPTIONS_INIT;
+    struct qk_check_result r;
+    struct image *img = open_for_check(io, false);
+    opts.fix = fix;
+    opts.plan_only = fix != 0;
+    opts.on_problem = one_line;
+    opts.on_run = runs ? run_of_lines : NULL;
+    opts.opaque = l;
+    l->len = l->runs = 0;
+    CHECK_OK(check_image(img, &opts, &r, NULL));
+    image_abandon(img);
+}
+
+static void test_runs(uint32_t order)
+{
+    struct qk_io *io = make_image(12, order);
+    static struct lines plain, taken, refused;
+    uint64_t seed = 77 + order, most = order == 0 ? 1 : order == 1 ? 3 : 5;
+    unsigned runs = 0;
+    taken.take = true;
+    for (unsigned round = 0; round < 8; round++) {
+        for (uint64_t cluster = 0; cluster < 64;) {
+            uint64_t value = (seed = seed * 6364136223846793005u + 1) >> 40, n = 1 + value % 21;
+            for (; n && cluster < 64; n--)
+                set_refcount(io, cluster++, value / 32 % (most + 1));
+        }
+        for (unsigned fix = 0; fix < 2; fix++) {
+            tell(io, fix ? QK_FIX_LEAKS | QK_FIX_ERRORS : 0, &plain, false);
+            tell(io, fix ? QK_FIX_LEAKS | QK_FIX_ERRORS : 0, &taken, true);
+            tell(io, fix ? QK_FIX_LEAKS | QK_FIX_ERRORS : 0, &refused, true);
+            CHECK(plain.len > 10 && plain.len < sizeof(plain.text));
+            runs += taken.runs;
+            CHECK_STR(taken.text, plain.text);
+            CHECK_STR(refused.text, plain.text);
+        }
+    }
+    CHECK(runs > 8);
+    io_close(io, NULL);
+}
+
 /* ---- files that cannot grow ---- */
 
 static void test_fixed_size(uint32_t order, bool room)
@@ -353,6 +432,7 @@ int main(void)
     for (uint32_t order = 0; order <= QCOW2_MAX_REFCOUNT_ORDER; order++) {
         test_fixed_size(order, true);
         test_fixed_size(order, false);
+        test_runs(order);
     }
     test_cancel();
     test_read_only();
