@@ -33,7 +33,7 @@ static bool in_range(const struct check *c, uint64_t cluster, uint64_t off, uint
            cluster - span.first < span.count;
 }
 
-static bool is_metadata(const struct check *c, uint64_t cluster)
+bool is_metadata(const struct check *c, uint64_t cluster)
 {
     if (!cluster || table_find(c, cluster) ||
         in_range(c, cluster, c->h->l1_off, (uint64_t)c->l1_entries * 8) ||

@@ -526,6 +526,8 @@ int refcounts_lower(struct check *c, struct qk_error *err);
 int copies_place(struct check *c, struct qk_error *err);
 int copies_link(struct check *c, struct qk_error *err);
 void copies_forget(struct check *c);
+/* One of the image's own tables lies there. */
+bool is_metadata(const struct check *c, uint64_t cluster);
 
 /* ---- steps.c ---- */
 

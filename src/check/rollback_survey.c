@@ -53,6 +53,20 @@ static bool any_seen(const struct check *c, enum problem_id first, enum problem_
     return false;
 }
 
+/* Tables with entries that name metadata are no better than those with impossible ones. As far as
+ * users were listed: the run that goes back looks at all of them. */
+static void tables_of_shared_metadata(struct check *c)
+{
+    for (size_t i = 0; i < c->shared.len; i++) {
+        const struct shared_cluster *s = &c->shared.ptr[i];
+        for (unsigned u = 0; u < s->listed && is_metadata(c, s->cluster); u++) {
+            struct l2_table *t = table_find(c, s->users[u].file_off >> c->g->cluster_bits);
+            if (t && t->cluster != s->cluster)
+                t->flags |= L2_HURT;
+        }
+    }
+}
+
 /* Tables that overlap would be looked at again and again, and none of them can be sound. */
 static bool l1_tables_fit(const struct check *c)
 {
@@ -357,6 +371,7 @@ int rollback_survey(struct check *c, struct qk_error *err)
     w->damaged = active_damaged(c);
     if (!w->damaged)
         return 0;
+    tables_of_shared_metadata(c);
     if (!c->data_file && l1_tables_fit(c))
         survey_all(c);
     if (wanted && c->opts->rollback)
