@@ -540,6 +540,19 @@ static int read_options(struct check_run *run, const struct opts *opts)
     return cache_mode_option(opts, 'T', "writeback", &run->request.flags);
 }
 
+static void hint_not_opened(const struct check_run *run, int ret)
+{
+    if (ret == -EAGAIN && run->fix && !run->plan)
+        report_error(
+            "Nothing was changed: a repair needs the image for itself. End the program that "
+            "uses it, then try again");
+    else if (ret == -EAGAIN)
+        report_error("-U looks at an image that is in use; what it finds may be changing");
+    else if ((ret == -EACCES || ret == -EROFS) && run->fix && !run->plan)
+        report_error("Nothing was changed: the image cannot be written to. A copy of it can be "
+                     "repaired in its place; --plan tells what would be done");
+}
+
 int cmd_check(int argc, char **argv)
 {
     OPTS_CLEANUP struct opts opts;
@@ -554,8 +567,12 @@ int cmd_check(int argc, char **argv)
     if (run.fix && !run.plan)
         run.request.flags |= QK_OPEN_RDWR;
     run.name = opts.operand[0];
-    if (open_image(run.name, &run.request, &run.disk) < 0)
+    int ret = open_image(run.name, &run.request, &run.disk);
+    if (ret < 0) {
+        if (run.own)
+            hint_not_opened(&run, ret);
         return STATUS_FAILED;
+    }
     if (run.json && !run.quiet) {
         check_json_begin(&run.out, run.own || run.plan || run.findings.explain);
         run.findings.json = &run.out;
