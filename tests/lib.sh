@@ -92,7 +92,7 @@ theirs() { side theirs "$QCOWKIT_ORACLE" "$@"; }
 # out of the output; a death by signal and a
 # sanitizer's report are never normal.
 normalise() {
-    sed -E -e 's/[0-9:.]+ sec \([^)]*\)/T sec (R)/' -e 's/^disk size: .*/disk size: D/' \
+    sed -E -e 's/[0-9:.]+( sec)? \([^)]*\/sec[^)]*\)/T sec (R)/' -e 's/^disk size: .*/disk size: D/' \
         -e '/^  (keep_data_file|data_file_keep)=/d' -e 's/("actual-size": )[0-9]+/\1D/' -e 's/^Run completed in .* seconds\./Run completed in T seconds./' "$@"
 }
 
