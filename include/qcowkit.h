@@ -622,8 +622,8 @@ struct qk_check_options {
     /* For QK_ALLOW_ROLLBACK: id or name of the snapshot; NULL: the newest sound one. -ENOENT,
      * -EUCLEAN, -ERANGE: it must go there and cannot; nothing was changed. */
     const char *rollback;
-    /* What the damage costs: one call for the disk and each snapshot of which something cannot be read
-     * any more, after the findings and before the plan. */
+    /* What the damage costs: a call for the disk, and for each snapshot, of which something cannot be
+     * read any more; after the findings and before the plan. */
     void (*on_loss)(void *opaque, const struct qk_check_loss *loss);
 };
 #define QK_CHECK_OPTIONS_INIT QK_SIZED(struct qk_check_options)
@@ -637,8 +637,7 @@ struct qk_check_result {
     uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
     uint64_t steps;  /* of the plan */
     bool undo_saved; /* opts->undo_file was written */
-    /* With opts->on_loss: guest bytes of the disk that cannot be read any more, and snapshots of which
-     * some cannot. */
+    /* With opts->on_loss: bytes of the disk that cannot be read any more, and snapshots like that. */
     uint64_t lost_bytes, lossy_snapshots;
     /* A repair lowers no refcount: what looks leaked may belong to what is damaged. */
     bool leaks_kept;

@@ -53,9 +53,11 @@ static int l1_word_edit(struct check *c, uint64_t off, uint64_t raw, uint64_t us
     uint64_t index = (off - c->h->l1_off) / 8,
              each = (uint64_t)c->g->l2_entries << c->g->cluster_bits;
     bool active = off >= c->h->l1_off && index < c->l1_entries, gone;
-    uint64_t new = l1_edited(c, raw, &v, &gone);
+    uint64_t new = l1_edited(c, raw, &v, &gone), lost = each;
     if (new == raw)
         return 0;
+    if (active)
+        lost = min_u64(each, c->h->size_bytes - min_u64(c->h->size_bytes, index * each));
     /* Other users of this cluster would see the write too. */
     bool alone = refmap_count(&c->refs, off >> c->g->cluster_bits) <= users;
     for (unsigned i = 0; i < v.problem_count; i++) {
@@ -71,7 +73,7 @@ static int l1_word_edit(struct check *c, uint64_t off, uint64_t raw, uint64_t us
     const struct step what = {.action = gone ? "clear entry" : "clear stray flags",
                               .structure = "L1 table",
                               .lost_off = active ? index * each : QK_OFFSET_NONE,
-                              .lost_bytes = gone ? each : 0};
+                              .lost_bytes = gone ? lost : 0};
     new = htobe64(new);
     const struct plan_bytes bytes = {off, &new, sizeof(new)};
     return plan_write(c, &what, &bytes, err);

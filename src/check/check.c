@@ -54,6 +54,10 @@ static int check_init(struct check *c, struct qk_error *err)
     if (c->opts->fix && !c->opts->plan_only && !c->file->writable)
         return qk_fail_at(err, -EROFS, WHERE(c->file->name, NULL, QK_OFFSET_NONE),
                           "cannot repair an image that is opened read-only");
+    c->cut_streams = calloc(1, sizeof(*c->cut_streams));
+    if (!c->cut_streams)
+        return qk_fail_nomem(err);
+    pthread_mutex_init(&c->cut_streams->lock, NULL);
     c->data_bytes = UINT64_MAX;
     if (image_data_file(c->img) && io_size(image_data_file(c->img), &c->data_bytes, NULL) < 0)
         c->data_bytes = UINT64_MAX;
@@ -81,6 +85,9 @@ static void check_release(struct check *c)
     u64_vec_free(&c->bitmap_faults);
     u64_vec_free(&c->snapshot_gone);
     lost_run_vec_free(&c->lost_runs);
+    if (c->cut_streams)
+        pthread_mutex_destroy(&c->cut_streams->lock);
+    free(c->cut_streams);
     shared_vec_free(&c->shared);
     free(c->snapshot_ranges);
     step_vec_free(&c->steps);
@@ -117,9 +124,9 @@ static int find(struct check *c, struct qk_error *err)
     if (ret == 0)
         ret = cut_report(c, err);
     if (ret == 0)
-        ret = cost_tell(c, err);
-    if (ret == 0)
         ret = rollback_survey(c, err);
+    if (ret == 0)
+        ret = cost_tell(c, err);
     shared_vec_free(&c->shared);
     return ret;
 }
@@ -183,8 +190,7 @@ static int repair(struct check *c, struct qk_error *err)
     int ret = io_stage_open(c->file, plan_place(c), &c->stage, err);
     if (ret < 0)
         return ret;
-    if (c->opts->plan_only && !c->file->writable)
-        c->stage->can_grow = c->file->zero_init;
+    c->stage->can_grow = file_can_grow(c);
     c->file = c->stage;
     for (size_t i = 0; ret == 0 && i < ARRAY_SIZE(parts); i++) {
         if (parts[i] == copied_run)

@@ -57,22 +57,35 @@ void cut_named(struct check *c, enum problem_id id, uint64_t off, uint64_t bytes
 
 /* ---- compressed clusters ---- */
 
-static bool stream_bad(const struct check *c, uint64_t off)
+static bool stream_decodes(enum codec_type type, struct iovec in, struct iovec out)
 {
     struct codec *codec = NULL;
-    size_t there = (size_t)min_u64(c->file_bytes - off, 2 * (uint64_t)c->g->cluster_bytes);
-    CLEANUP_FREE uint8_t *in = malloc(there), *out = malloc(c->g->cluster_bytes);
-    if (!in || !out || there < 4 || io_read(c->file, off, in, there, NULL) < 0 ||
-        codec_new((enum codec_type)compression_of(c, in), 0, &codec) < 0)
-        return false;
-    int ret = codec_decompress(codec, (struct iovec){in, there},
-                               (struct iovec){out, c->g->cluster_bytes});
+    int ret = codec_new(type, 0, &codec);
+    if (ret == 0)
+        ret = codec_decompress(codec, in, out);
     codec_free(codec);
-    return ret < 0 && ret != -ENOMEM;
+    return ret == 0 || ret == -ENOMEM;
+}
+
+/* The header may be wrong about the type. */
+static bool stream_bad(const struct check *c, uint64_t off)
+{
+    size_t there = (size_t)min_u64(c->file_bytes - off, 2 * (uint64_t)c->g->cluster_bytes);
+    CLEANUP_FREE uint8_t *in = malloc(there);
+    CLEANUP_FREE uint8_t *out = malloc(c->g->cluster_bytes);
+    if (!in || !out || io_read(c->file, off, in, there, NULL) < 0)
+        return false;
+    for (unsigned type = 0; type < CODEC_TYPES; type++) {
+        if (stream_decodes((enum codec_type)type, (struct iovec){in, there},
+                           (struct iovec){out, c->g->cluster_bytes}))
+            return false;
+    }
+    return true;
 }
 
 /* A stream ends anywhere in the last sector that it names: only reading it tells whether it is all
- * there. So many are tried that lie in the last sector of any file. */
+ * there. As many are tried as any sound file has
+ * in its last sector. */
 bool cut_stream(const struct check *c, uint64_t off, uint64_t bytes)
 {
     struct cut_streams *s = c->cut_streams;

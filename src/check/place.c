@@ -10,6 +10,14 @@
 
 #include <string.h>
 
+/* A plan is made over a file that is open for reading only. */
+bool file_can_grow(const struct check *c)
+{
+    if (c->opts->plan_only && !c->file->writable)
+        return c->file->zero_init;
+    return c->file->can_grow;
+}
+
 static bool blocks_there(const struct check *c, struct refmap_span span)
 {
     for (uint64_t i = span.first; i < span.first + span.count; i++) {

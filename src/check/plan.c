@@ -47,6 +47,41 @@ static bool blocks_unknown(const struct check *c)
            c->sink.seen[PROBLEM_REFTABLE_PLACE] || c->sink.seen[PROBLEM_REFCOUNT_ORDER];
 }
 
+/* What all else means was chosen in this run: if the choice is wrong, or bytes of the guest were taken
+ * for a table, all that is true looks leaked. */
+static bool meaning_chosen(const struct check *c)
+{
+    static const enum problem_id ids[] = {PROBLEM_L1_TABLE_MISPLACED, PROBLEM_VERSION,
+                                          PROBLEM_CLUSTER_BITS, PROBLEM_FEATURE_EXTENDED_L2,
+                                          PROBLEM_FEATURE_DATA_FILE};
+    for (size_t i = 0; i < ARRAY_SIZE(ids); i++) {
+        if (c->sink.seen[ids[i]])
+            return true;
+    }
+    return false;
+}
+
+/* An L1 entry is damaged, though it names a cluster of the file: what lies there is no table, or
+ * something else as well, or the table of another entry. The true table and what it names look
+ * leaked then. */
+static bool wrong_tables(const struct check *c)
+{
+    bool wrong = c->wild_table;
+    for (size_t i = 0; i < c->tables.len && !wrong; i++) {
+        const struct l2_table *t = &c->tables.ptr[i];
+        wrong = t->active > 1 || refmap_count(&c->refs, t->cluster) > t->refs;
+    }
+    return wrong && !c->rollback && !(c->opts->allow & QK_ALLOW_ENTRIES);
+}
+
+static void keep_leaks(struct check *c)
+{
+    c->actions &= ~(unsigned)ACT_LOWER;
+    c->result->leaks_kept = true;
+    if (c->sink.seen[PROBLEM_REFCOUNT_HIGH])
+        sink_message(&c->sink, "Leaked clusters are kept: they may belong to what is damaged");
+}
+
 int plan_decide(struct check *c, struct qk_error *err)
 {
     c->actions = wanted_actions(c);
@@ -64,11 +99,10 @@ int plan_decide(struct check *c, struct qk_error *err)
     }
     if ((c->actions & ACT_FILL) && !cut_can_fill(c))
         c->actions = (c->actions & ~(unsigned)ACT_FILL) | ACT_HOLD;
+    if ((c->actions & ACT_HOLD) || meaning_chosen(c) || wrong_tables(c))
+        keep_leaks(c);
     if (!(c->actions & ACT_HOLD))
         return 0;
-    c->actions &= ~(unsigned)ACT_LOWER;
-    if (c->sink.seen[PROBLEM_REFCOUNT_HIGH])
-        sink_message(&c->sink, "Leaked clusters are kept: they may belong to what is damaged");
     /* Refcounts of zero where there are references show that the others tell nothing either. */
     if ((c->actions & ACT_REBUILD) && (blocks_unknown(c) || c->sink.seen[PROBLEM_REFCOUNT_ZERO])) {
         c->actions = (c->actions & ~(unsigned)ACT_REBUILD) | ACT_RAISE;

@@ -7,19 +7,16 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "check/internal.h"
+#include "format/snapshot.h"
 
 #include <stdio.h>
 
-#define ENTRY_HEAD_BYTES     40u
-#define ENTRY_V3_EXTRA_BYTES 16u   /* vmstate size and disk size: required in version 3 */
-#define ENTRY_EXTRA_MAX      1024u /* as the oracle has it: it reads no table with more */
-#define ENTRY_VM_STATE_OFF   32u
-#define ENTRY_EXTRA_OFF      36u
-#define NAME_SHOWN           255u
+#define ENTRY_EXTRA_OFF 36u
+#define NAME_SHOWN      255u
 
 struct snapshot_entry {
-    uint64_t off, l1_off;
-    uint32_t l1_entries, id_bytes, name_bytes, extra_bytes;
+    uint64_t off;
+    struct snapshot_fixed fixed;
 };
 
 static void table_damaged(struct check *c, uint64_t off, const char *why)
@@ -28,32 +25,26 @@ static void table_damaged(struct check *c, uint64_t off, const char *why)
     sink_found(&c->sink, &f, why);
 }
 
+/* Without the padding, which the last one may lack. */
 static uint64_t entry_bytes(const struct snapshot_entry *e)
 {
-    return (uint64_t)ENTRY_HEAD_BYTES + e->extra_bytes + e->id_bytes + e->name_bytes;
+    const struct snapshot_fixed *f = &e->fixed;
+    return (uint64_t)SNAPSHOT_FIXED_BYTES + f->extra_bytes + f->id_bytes + f->name_bytes;
 }
 
 /* Reads the entry at `off`; *next is where the following one starts. */
 static const char *entry_read(struct check *c, uint64_t off, struct snapshot_entry *e,
                               uint64_t *next)
 {
-    uint8_t head[ENTRY_HEAD_BYTES];
+    uint8_t head[SNAPSHOT_FIXED_BYTES];
     if (!range_within(off, sizeof(head), c->file_bytes))
         return "it reaches past the end of the file";
     if (io_read(c->file, off, head, sizeof(head), NULL) < 0)
         return "I/O error";
-    *e = (struct snapshot_entry){
-        .off = off,
-        .l1_off = load_be64(head),
-        .l1_entries = load_be32(head + 8),
-        .id_bytes = load_be16(head + 12),
-        .name_bytes = load_be16(head + 14),
-        .extra_bytes = load_be32(head + 36),
-    };
-    uint64_t bytes = entry_bytes(e);
-    if (!range_within(off, bytes, c->file_bytes))
+    *e = (struct snapshot_entry){off, snapshot_fixed_decode(head)};
+    if (!range_within(off, entry_bytes(e), c->file_bytes))
         return "an entry reaches past the end of the file";
-    *next = round_up(off + bytes, 8);
+    *next = off + snapshot_entry_bytes(&e->fixed);
     return NULL;
 }
 
@@ -65,9 +56,10 @@ struct entry_names {
 static struct entry_names entry_names(struct check *c, const struct snapshot_entry *e)
 {
     struct entry_names n = {0};
-    uint64_t at = e->off + ENTRY_HEAD_BYTES + e->extra_bytes;
-    io_read(c->file, at, n.id, min_u64(e->id_bytes, NAME_SHOWN), NULL);
-    io_read(c->file, at + e->id_bytes, n.name, min_u64(e->name_bytes, NAME_SHOWN), NULL);
+    uint64_t at = e->off + SNAPSHOT_FIXED_BYTES + e->fixed.extra_bytes;
+    io_read(c->file, at, n.id, min_u64(e->fixed.id_bytes, NAME_SHOWN), NULL);
+    io_read(c->file, at + e->fixed.id_bytes, n.name, min_u64(e->fixed.name_bytes, NAME_SHOWN),
+            NULL);
     return n;
 }
 
@@ -82,17 +74,20 @@ static void entry_lost(struct check *c, const struct entry_names *n)
 static void entry_damaged(struct check *c, const struct snapshot_entry *e, enum problem_id id)
 {
     const struct entry_names n = entry_names(c, e);
-    uint64_t value = id == PROBLEM_SNAPSHOT_L1_LARGE ? e->l1_entries : e->l1_off;
+    uint64_t value = id == PROBLEM_SNAPSHOT_L1_LARGE ? e->fixed.l1_entries : e->fixed.l1_off;
     const struct finding f = {id, e->off, QK_OFFSET_NONE, 0, value};
     c->sink.snapshot = n.id;
     c->sink.snapshot_name = n.name;
     if (id == PROBLEM_SNAPSHOT_L1_OUTSIDE)
-        sink_found(&c->sink, &f, e->l1_off, (uint64_t)e->l1_entries * 8);
+        sink_found(&c->sink, &f, e->fixed.l1_off, (uint64_t)e->fixed.l1_entries * 8);
     else
         sink_found(&c->sink, &f, n.id, n.name, value);
     sink_of_nothing(c);
     if (problem_fixable(c->opts, id))
         entry_lost(c, &n);
+    bool kept = id == PROBLEM_SNAPSHOT_L1_OUTSIDE && !problem_fixable(c->opts, id);
+    if (!kept && u64_vec_append(&c->snapshot_gone, e->off) < 0)
+        c->lost_more = true;
 }
 
 /* The last cluster of its L1 table is there in part. */
@@ -100,9 +95,9 @@ static void entry_cut(struct check *c, const struct snapshot_entry *e)
 {
     const struct entry_names n = entry_names(c, e);
     const struct cut_off_table cut = {PROBLEM_L1_CUT,
-                                      e->l1_off,
-                                      (uint64_t)e->l1_entries * 8,
-                                      (uint64_t)cut_first_lost(c, e->l1_off, 8)
+                                      e->fixed.l1_off,
+                                      (uint64_t)e->fixed.l1_entries * 8,
+                                      (uint64_t)cut_first_lost(c, e->fixed.l1_off, 8)
                                           << (c->g->l2_bits + c->g->cluster_bits),
                                       8,
                                       false,
@@ -115,14 +110,14 @@ static void entry_cut(struct check *c, const struct snapshot_entry *e)
 
 static int entry_note(struct check *c, const struct snapshot_entry *e, struct qk_error *err)
 {
-    uint64_t bytes = (uint64_t)e->l1_entries * 8;
+    uint64_t bytes = (uint64_t)e->fixed.l1_entries * 8;
     struct refmap_span span;
     if (c->data_file && problem_fixable(c->opts, PROBLEM_SNAPSHOT_DATA_FILE)) {
         const struct entry_names n = entry_names(c, e);
         entry_lost(c, &n);
         return 0;
     }
-    if (!is_aligned(e->l1_off, c->g->cluster_bytes)) {
+    if (!is_aligned(e->fixed.l1_off, c->g->cluster_bytes)) {
         entry_damaged(c, e, PROBLEM_SNAPSHOT_L1_UNALIGNED);
         return 0;
     }
@@ -130,15 +125,15 @@ static int entry_note(struct check *c, const struct snapshot_entry *e, struct qk
         entry_damaged(c, e, PROBLEM_SNAPSHOT_L1_LARGE);
         return 0;
     }
-    if (!range_span(c, e->l1_off, bytes, &span)) {
+    if (!range_span(c, e->fixed.l1_off, bytes, &span)) {
         entry_damaged(c, e, PROBLEM_SNAPSHOT_L1_OUTSIDE);
-        cut_named(c, PROBLEM_SNAPSHOT_L1_OUTSIDE, e->l1_off, bytes);
+        cut_named(c, PROBLEM_SNAPSHOT_L1_OUTSIDE, e->fixed.l1_off, bytes);
         if (problem_fixable(c->opts, PROBLEM_SNAPSHOT_L1_OUTSIDE))
             return 0;
-    } else if (cut_through(c, e->l1_off, bytes)) {
+    } else if (cut_through(c, e->fixed.l1_off, bytes)) {
         entry_cut(c, e);
     }
-    if (u64_vec_append(&c->snapshot_l1, e->l1_off) < 0 ||
+    if (u64_vec_append(&c->snapshot_l1, e->fixed.l1_off) < 0 ||
         u64_vec_append(&c->snapshot_l1, bytes) < 0 ||
         u64_vec_append(&c->snapshot_kept, e->off) < 0 ||
         u64_vec_append(&c->snapshot_kept, entry_bytes(e)) < 0)
@@ -157,18 +152,18 @@ static int entries_collect(struct check *c, uint64_t *end, struct qk_error *err)
         const char *why = entry_read(c, *end, &e, end);
         if (why) {
             table_damaged(c, *end, why);
-            cut_named(c, PROBLEM_SNAPSHOT_TABLE, *end, ENTRY_HEAD_BYTES);
+            cut_named(c, PROBLEM_SNAPSHOT_TABLE, *end, SNAPSHOT_FIXED_BYTES);
             return 0;
         }
-        if (c->h->version >= 3 && e.extra_bytes < ENTRY_V3_EXTRA_BYTES) {
+        if (c->h->version >= 3 && e.fixed.extra_bytes < SNAPSHOT_V3_EXTRA_BYTES) {
             const struct finding f = {PROBLEM_SNAPSHOT_INCOMPLETE, e.off, QK_OFFSET_NONE,
-                                      ENTRY_V3_EXTRA_BYTES, e.extra_bytes};
+                                      SNAPSHOT_V3_EXTRA_BYTES, e.fixed.extra_bytes};
             sink_found(&c->sink, &f, (uint64_t)i);
         }
-        if (e.extra_bytes > ENTRY_EXTRA_MAX) {
+        if (e.fixed.extra_bytes > SNAPSHOT_EXTRA_BYTES_MAX) {
             const struct finding f = {PROBLEM_SNAPSHOT_EXTRA, e.off, QK_OFFSET_NONE,
-                                      ENTRY_EXTRA_MAX, e.extra_bytes};
-            sink_found(&c->sink, &f, (uint64_t)i, (uint64_t)e.extra_bytes);
+                                      SNAPSHOT_EXTRA_BYTES_MAX, e.fixed.extra_bytes};
+            sink_found(&c->sink, &f, (uint64_t)i, (uint64_t)e.fixed.extra_bytes);
         }
         int ret = entry_note(c, &e, err);
         if (ret < 0)
@@ -184,7 +179,7 @@ int snapshots_collect(struct check *c, struct qk_error *err)
         (c->h->snapshot_count && (!start || start >= c->file_bytes))) {
         table_damaged(c, start, "its offset is unaligned or past the end of the file");
         if (start >= c->file_bytes)
-            cut_named(c, PROBLEM_SNAPSHOT_TABLE, start, ENTRY_HEAD_BYTES);
+            cut_named(c, PROBLEM_SNAPSHOT_TABLE, start, SNAPSHOT_FIXED_BYTES);
         return 0;
     }
     if (!c->h->snapshot_count)
@@ -204,8 +199,8 @@ int snapshots_collect(struct check *c, struct qk_error *err)
 
 static uint32_t kept_extra(const struct check *c, const struct snapshot_entry *e)
 {
-    uint32_t least = c->h->version >= 3 ? ENTRY_V3_EXTRA_BYTES : 0;
-    return (uint32_t)min_u64(max_u64(e->extra_bytes, least), ENTRY_EXTRA_MAX);
+    uint32_t least = c->h->version >= 3 ? SNAPSHOT_V3_EXTRA_BYTES : 0;
+    return (uint32_t)min_u64(max_u64(e->fixed.extra_bytes, least), SNAPSHOT_EXTRA_BYTES_MAX);
 }
 
 /* The entry as it is, or with what version 3 requires: the size of the VM state from the older
@@ -213,18 +208,19 @@ static uint32_t kept_extra(const struct check *c, const struct snapshot_entry *e
 static uint64_t kept_entry(const struct check *c, const struct snapshot_entry *e, uint8_t *out)
 {
     uint32_t extra = kept_extra(c, e);
-    uint8_t *fields = out + ENTRY_HEAD_BYTES;
-    uint64_t names = (uint64_t)e->id_bytes + e->name_bytes, at = e->off + ENTRY_HEAD_BYTES;
-    size_t there = (size_t)min_u64(e->extra_bytes, extra);
-    if (io_read(c->file, e->off, out, ENTRY_HEAD_BYTES + there, NULL) < 0 ||
-        io_read(c->file, at + e->extra_bytes, fields + extra, names, NULL) < 0)
+    uint8_t *fields = out + SNAPSHOT_FIXED_BYTES;
+    uint64_t names = (uint64_t)e->fixed.id_bytes + e->fixed.name_bytes,
+             at = e->off + SNAPSHOT_FIXED_BYTES;
+    size_t there = (size_t)min_u64(e->fixed.extra_bytes, extra);
+    if (io_read(c->file, e->off, out, SNAPSHOT_FIXED_BYTES + there, NULL) < 0 ||
+        io_read(c->file, at + e->fixed.extra_bytes, fields + extra, names, NULL) < 0)
         return 0;
     store_be32(out + ENTRY_EXTRA_OFF, extra);
-    if (extra > e->extra_bytes && e->extra_bytes < 8)
-        store_be64(fields, load_be32(out + ENTRY_VM_STATE_OFF));
-    if (extra > e->extra_bytes)
+    if (extra > e->fixed.extra_bytes && e->fixed.extra_bytes < 8)
+        store_be64(fields, e->fixed.vm_state_bytes);
+    if (extra > e->fixed.extra_bytes)
         store_be64(fields + 8, c->h->size_bytes);
-    return round_up(ENTRY_HEAD_BYTES + extra + names, 8);
+    return round_up(SNAPSHOT_FIXED_BYTES + extra + names, 8);
 }
 
 static uint8_t *kept_entries(struct check *c, uint64_t *bytes, struct qk_error *err)
@@ -233,7 +229,7 @@ static uint8_t *kept_entries(struct check *c, uint64_t *bytes, struct qk_error *
     uint64_t room = 1, next;
     *bytes = 0;
     for (size_t i = 0; i + 1 < kept->len; i += 2)
-        room += round_up(kept->ptr[i + 1], 8) + ENTRY_V3_EXTRA_BYTES;
+        room += round_up(kept->ptr[i + 1], 8) + SNAPSHOT_V3_EXTRA_BYTES;
     uint8_t *table = calloc(1, room);
     if (!table)
         qk_fail_nomem(err);

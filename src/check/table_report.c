@@ -87,9 +87,21 @@ static bool is_loss(const struct check *c, struct l2_entry old, struct l2_entry 
            !l2_entry_host(new).v && !elsewhere;
 }
 
-static void entry_report(struct check *c, const struct l2_table *t, uint32_t index,
+/* What the entry names cannot be read. */
+static bool costs_cluster(enum problem_id id)
+{
+    return id == PROBLEM_L2_UNALIGNED || id == PROBLEM_L2_OUTSIDE ||
+           id == PROBLEM_L2_COMPRESSED_CUT || id == PROBLEM_L2_COMPRESSED_DATA_FILE ||
+           id == PROBLEM_L2_DATA_FILE_CUT;
+}
+
+#define WILD_ENTRIES 8u /* that many, and most of all, are no single damage any more */
+
+/* Returns whether no program writes such an entry. */
+static bool entry_report(struct check *c, const struct l2_table *t, uint32_t index,
                          struct l2_entry e)
 {
+    bool wild = false;
     struct l2_verdict v;
     uint64_t args[2];
     l2_judge(c, e, table_guest_off(c, t, index), &v);
@@ -102,7 +114,11 @@ static void entry_report(struct check *c, const struct l2_table *t, uint32_t ind
         if (f.id == PROBLEM_L2_OUTSIDE || f.id == PROBLEM_L2_COMPRESSED_CUT)
             cut_named(c, f.id, v.off, v.bytes);
         c->cut.torn |= f.id == PROBLEM_L2_COMPRESSED_CUT;
+        if (costs_cluster(f.id))
+            cost_note(c, (struct lost_run){t->cluster, index, 1, 0});
+        wild |= f.id == PROBLEM_L2_RESERVED || f.id == PROBLEM_L2_UNALIGNED;
     }
+    return wild;
 }
 
 static void table_cut(struct check *c, const struct l2_table *t)
@@ -116,6 +132,7 @@ static void table_cut(struct check *c, const struct l2_table *t)
                                       c->g->l2_entry_bytes,
                                       t->active != 0,
                                       refmap_count(&c->refs, t->cluster) == t->refs};
+    cost_note(c, (struct lost_run){t->cluster, first, c->g->l2_entries - first, 0});
     cut_found(c, &cut);
 }
 
@@ -132,15 +149,20 @@ int table_report(struct check *c, struct l2_table *t, struct qk_error *err)
     if ((t->flags & L2_UNREAD) || io_read(c->file, off, table, c->g->cluster_bytes, NULL) < 0) {
         const struct finding f = {PROBLEM_L2_UNREADABLE, off, table_place(c, t, 0), 0, 0};
         sink_found(&c->sink, &f, off);
+        cost_note(c, (struct lost_run){t->cluster, 0, c->g->l2_entries, 0});
         sink_of_nothing(c);
         return 0;
     }
     cut_clean(c, t->cluster, table);
+    uint32_t used = 0, wild = 0;
     for (uint32_t i = 0; i < c->g->l2_entries; i++) {
         struct l2_entry e = l2_entry_load(c->g, table, i);
-        if (e.raw | e.bitmap)
-            entry_report(c, t, i, e);
+        if (!(e.raw | e.bitmap))
+            continue;
+        used++;
+        wild += entry_report(c, t, i, e);
     }
+    c->wild_table |= wild >= WILD_ENTRIES && wild > used / 2;
     if (cut_table(c, t->cluster))
         table_cut(c, t);
     sink_of_nothing(c);

@@ -66,18 +66,31 @@ struct owner snapshot_at(const struct check *c, uint64_t off)
 
 void snapshot_label(struct check *c, uint16_t snapshot, struct snapshot_text *text)
 {
-    uint8_t head[40];
     memset(text, 0, sizeof(*text));
     size_t i = 2 * (size_t)(snapshot - 1);
-    if (!snapshot || i >= c->snapshot_kept.len)
-        return;
-    uint64_t off = c->snapshot_kept.ptr[i];
+    if (snapshot && i < c->snapshot_kept.len)
+        snapshot_entry_label(c, c->snapshot_kept.ptr[i], text);
+}
+
+void snapshot_entry_label(struct check *c, uint64_t off, struct snapshot_text *text)
+{
+    uint8_t head[40];
+    memset(text, 0, sizeof(*text));
     if (io_read(c->file, off, head, sizeof(head), NULL) < 0)
         return;
     uint64_t id = load_be16(head + 12), name = load_be16(head + 14);
     off += sizeof(head) + load_be32(head + 36);
     io_read(c->file, off, text->id, min_u64(id, sizeof(text->id) - 1), NULL);
     io_read(c->file, off + id, text->name, min_u64(name, sizeof(text->name) - 1), NULL);
+}
+
+uint64_t snapshot_disk_bytes(struct check *c, uint64_t entry_off)
+{
+    uint8_t fields[56];
+    if (io_read(c->file, entry_off, fields, sizeof(fields), NULL) < 0 ||
+        load_be32(fields + 36) < 16)
+        return c->h->size_bytes;
+    return min_u64(load_be64(fields + 48), INT64_MAX);
 }
 
 void sink_of_snapshot(struct check *c, uint16_t snapshot)

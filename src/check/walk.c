@@ -8,8 +8,7 @@
 #include "base/cleanup.h"
 #include "check/internal.h"
 
-#define BATCH_BYTES  (UINT64_C(1) << 20)
-#define SECTOR_BYTES 512u /* that compressed clusters are counted in */
+#define BATCH_BYTES (UINT64_C(1) << 20)
 
 /* ---- the list of tables ---- */
 
@@ -90,8 +89,7 @@ static void judge_compressed(const struct check *c, struct l2_entry e, struct l2
     v->off = ext.off;
     v->bytes = ext.bytes;
     judge_range(c, v);
-    /* A stream ends anywhere in the last sector that it names. */
-    if (v->counted && v->off + v->bytes >= c->file_bytes + SECTOR_BYTES) {
+    if (v->counted && cut_stream(c, v->off, v->bytes)) {
         add_problem(v, PROBLEM_L2_COMPRESSED_CUT);
         v->counted = !problem_fixable(c->opts, PROBLEM_L2_COMPRESSED_CUT);
     }
@@ -152,7 +150,7 @@ void l2_judge(const struct check *c, struct l2_entry e, uint64_t guest, struct l
     if (c->data_file && v->allocated)
         judge_place(e, guest, v);
     if (c->data_file && v->allocated && !v->problem_count && holds_data(c, e) &&
-        v->off >= c->data_bytes)
+        v->off >= c->data_bytes && guest < c->h->size_bytes)
         add_problem(v, PROBLEM_L2_DATA_FILE_CUT);
 }
 
@@ -200,6 +198,8 @@ static int walk_odd_entry(struct walk *w, uint32_t index, struct l2_entry e)
     struct refmap_span span;
     if (!v.counted || !range_span(c, v.off, v.bytes, &span))
         return 0;
+    if (cut_table(c, span.first))
+        w->t->flags |= L2_TAIL;
     return refmap_add(&c->refs, span, w->t->refs, v.compressed ? 0 : copied_mark(w, e.raw));
 }
 

@@ -6,7 +6,7 @@ import dataclasses
 import typing
 
 import harness as h
-from image import (COMPRESSED, COMPRESSION, COPIED, DATA_FILE, EXT_BITMAPS, EXT_CRYPTO,
+from image import (COMPRESSED, COMPRESSION, COPIED, DATA_FILE, EXT_BITMAPS, EXT_CRYPTO, EXT_DATA_FILE,
                    EXTENDED_L2, OFFSET_MASK, ZERO)
 
 CLEAN, STAYS = "clean", "stays"
@@ -302,6 +302,33 @@ def l2_compressed_outside(image):
 @case([33], STAYS, DATA_LAST, touched=range(20, 23))
 def truncated_in_the_data(image):
     image.resize((host(image, 20)) * image.cluster)
+
+
+@case([42, 84], STAYS, touched=ALL_TOUCHED)
+def l2_table_cut(image):
+    image.resize(image.l2_table(0) + image.cluster // 2 + 3)
+
+
+@case([43, 84], STAYS, "compressed", touched=range(9, 14))
+def compressed_cluster_cut(image):
+    """Its first bytes only are there."""
+    bits = 62 - (image.field("cluster_bits") - 8)
+    image.resize((image.l2(9) & (1 << bits) - 1) + 5)
+
+
+@case([44], STAYS, "data_file", touched=(21, 22), clusters=(512, 4096, 65536))
+def data_file_cut(image):
+    place, length = image.extension(EXT_DATA_FILE)
+    name = image.read(place, length)
+    shorter = name[:-1] + b"-"
+    with open(name, "rb") as whole, open(shorter, "wb") as part:
+        part.write(whole.read(21 * image.cluster))
+    image.write(place, shorter)
+
+
+@case([45, 84], STAYS, without("luks"), touched=ALL_TOUCHED)
+def l1_table_cut(image):
+    image.resize(image.l1_off + 8 * image.l1_entries - 3)
 
 
 @case([34], CLEAN, [k for k in ANY if k not in h.SNAPSHOT_KINDS])

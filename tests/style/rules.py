@@ -12,7 +12,7 @@ ROOMS = {
     "format": "base",
     "codec": "base",
     "image": "base io format codec",
-    "check": "base io format image",
+    "check": "base io format codec image",
     "node": "base io image check",
     "job": "base node",
 }

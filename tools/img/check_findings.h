@@ -25,6 +25,7 @@ struct check_findings {
     struct check_json *json; /* NULL: text */
     uint64_t lost_bytes;     /* of the guest, by the plan */
     unsigned last_epoch, steps;
+    unsigned losses;           /* disks of which something is lost, as told so far */
     bool lost_things;          /* the plan gives up what has no guest range */
     bool mute;                 /* count, and print the plan only */
     struct progress *progress; /* its line makes room for what is printed; or NULL */
@@ -46,6 +47,7 @@ void findings_end(struct check_findings *findings);
 /* For struct qk_check_options; opaque is a struct check_findings. */
 void findings_on_problem(void *findings, const struct qk_problem *problem);
 bool findings_on_run(void *findings, const struct qk_problem *first, uint64_t clusters);
+void findings_on_loss(void *findings, const struct qk_check_loss *loss);
 void findings_on_step(void *findings, const struct qk_plan_step *step);
 void findings_on_message(void *findings, const char *line);
 

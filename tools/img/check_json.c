@@ -7,13 +7,14 @@
 void check_json_begin(struct check_json *j, bool details)
 {
     *j = (struct check_json){.json = JSON_PRETTY(stdout), .details = details};
-    json_open(&j->json, NULL, '{');
+    if (details)
+        json_open(&j->json, NULL, '{');
 }
 
-/* Begins list number `list` (1: findings, 2: plan), after the ones before it. */
+/* Begins list number `list` (1: findings, 2: losses, 3: plan), after the ones before it. */
 static void open_list(struct check_json *j, unsigned list)
 {
-    static const char *const names[] = {"findings", "plan"};
+    static const char *const names[] = {"findings", "losses", "plan"};
     while (j->open < list) {
         if (j->open)
             json_close(&j->json, ']');
@@ -122,11 +123,36 @@ void check_json_released(struct check_json *j, const char *text)
     json_raw(&j->json, NULL, text);
 }
 
+void check_json_loss(struct check_json *j, const struct qk_check_loss *l)
+{
+    if (!j->details || j->open > 2)
+        return;
+    open_list(j, 2);
+    json_open(&j->json, NULL, '{');
+    if (l->snapshot)
+        json_text(&j->json, "snapshot", l->snapshot);
+    if (l->snapshot_name)
+        json_text(&j->json, "snapshot-name", l->snapshot_name);
+    json_uint(&j->json, "bytes", l->bytes);
+    json_uint(&j->json, "disk-size", l->disk_bytes);
+    json_bool(&j->json, "at-least", l->at_least);
+    json_uint(&j->json, "ranges-total", l->range_total);
+    json_open(&j->json, "ranges", '[');
+    for (unsigned i = 0; i < l->range_count; i++) {
+        json_open(&j->json, NULL, '{');
+        json_uint(&j->json, "guest-offset", l->ranges[i].off);
+        json_uint(&j->json, "guest-length", l->ranges[i].bytes);
+        json_close(&j->json, '}');
+    }
+    json_close(&j->json, ']');
+    json_close(&j->json, '}');
+}
+
 void check_json_step(struct check_json *j, const struct qk_plan_step *s)
 {
     if (!j->details)
         return;
-    open_list(j, 2);
+    open_list(j, 3);
     json_open(&j->json, NULL, '{');
     json_text(&j->json, "action", s->action);
     json_text(&j->json, "structure", s->structure);
@@ -149,9 +175,11 @@ void check_json_step(struct check_json *j, const struct qk_plan_step *s)
 
 void check_json_end_lists(struct check_json *j)
 {
-    if (!j->details)
+    if (!j->details) {
+        json_open(&j->json, NULL, '{');
         return;
-    open_list(j, 2);
+    }
+    open_list(j, 3);
     json_close(&j->json, ']');
 }
 
@@ -159,4 +187,14 @@ void check_json_end(struct check_json *j)
 {
     json_close(&j->json, '}');
     putchar('\n');
+}
+
+void check_json_failed(struct check_json *j, const char *why)
+{
+    if (!j->details)
+        return;
+    check_json_end_lists(j);
+    json_text(&j->json, "error", why);
+    check_json_end(j);
+    fflush(stdout);
 }

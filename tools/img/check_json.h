@@ -1,6 +1,7 @@
 /*
  * check_json.h - the result of a check as one JSON object, written while the check runs, so that
- * millions of findings take no memory: first `findings`, then `plan`, then what qemu-img prints.
+ * millions of findings take no memory: first `findings`, `losses` and `plan`, then what qemu-img
+ * prints.
  */
 #ifndef TOOLS_IMG_CHECK_JSON_H
 #define TOOLS_IMG_CHECK_JSON_H
@@ -11,7 +12,7 @@
 struct check_json {
     struct json json;
     bool details;  /* with findings and plan; else qemu-img's fields only */
-    unsigned open; /* how many of the two lists were begun */
+    unsigned open; /* how many of the lists were begun */
 };
 
 void check_json_begin(struct check_json *j, bool details);
@@ -19,9 +20,12 @@ void check_json_problem(struct check_json *j, const struct qk_problem *p);
 /* A finding as a text that may be added later; NULL: findings are not wanted. To be freed. */
 char *check_json_held(const struct check_json *j, const struct qk_problem *p);
 void check_json_released(struct check_json *j, const char *text);
+void check_json_loss(struct check_json *j, const struct qk_check_loss *l);
 void check_json_step(struct check_json *j, const struct qk_plan_step *s);
 /* Ends the lists. What follows goes into the object; check_json_end closes that. */
 void check_json_end_lists(struct check_json *j);
 void check_json_end(struct check_json *j);
+/* Instead of both, when the check could not be completed: qemu-img prints nothing then. */
+void check_json_failed(struct check_json *j, const char *why);
 
 #endif
