@@ -36,13 +36,13 @@ struct choosing {
 /* Too little is broken to believe that the header is. */
 static bool confirmed(const struct evidence *e)
 {
-    return e->broken * 4 < e->facts;
+    return e->broken * 4 <= e->facts;
 }
 
-/* Nearly nothing is broken. */
+/* Nearly nothing is broken; without refcounts most cluster sizes would do. */
 static bool convincing(const struct evidence *e)
 {
-    return e->facts >= 4 && e->broken * 16 <= e->facts;
+    return !e->blind && e->facts >= 4 && e->broken * 16 <= e->facts;
 }
 
 /* Adds a reading that an image can have. */
@@ -126,10 +126,12 @@ static bool version_3_behind(const struct choosing *c)
     return false;
 }
 
-/* What the file says is not given up for less than it has. */
+/* What the file says is not given up for less than it has; and the cluster size, with which more or
+ * less of the file is looked at, only against its own tables. */
 static bool better(const struct choice *t, const struct choice *own)
 {
-    return !confirmed(&own->e) || (!t->e.broken && held(&t->e) > held(&own->e));
+    bool same_size = t->reading.cluster_bits == own->reading.cluster_bits;
+    return !confirmed(&own->e) || (same_size && !t->e.broken && held(&t->e) > held(&own->e));
 }
 
 /* After all were tried; `possible`: the first one is what the file says. */

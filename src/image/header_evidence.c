@@ -48,9 +48,11 @@ static bool is_cluster(const struct look *l, uint64_t off)
     return off && is_aligned(off, l->g.cluster_bytes) && off < l->file_bytes;
 }
 
-/* The cluster at `off` has a refcount that is not zero. */
+/* The cluster at `off` has a refcount that is not zero, or none is known. */
 static bool counted(const struct look *l, uint64_t off)
 {
+    if (l->e->blind)
+        return true;
     uint64_t cluster = off >> l->g.cluster_bits, block = cluster >> l->g.refblock_bits;
     uint64_t entries = (uint64_t)l->h->reftable_clusters << l->g.cluster_bits >> 3;
     uint64_t index = cluster & ((UINT64_C(1) << l->g.refblock_bits) - 1);
@@ -177,9 +179,11 @@ int header_evidence(struct qk_io *file, const struct header *h, struct evidence 
     if (!table)
         return qk_fail_nomem(err);
     l.table = table;
-    fact(&l, counted(&l, 0));
-    table_at(&l, h->reftable_off);
-    table_at(&l, read_at(&l, h->reftable_off, first, sizeof(first)) ? load_be64(first) : 0);
+    e->blind = !fact(&l, counted(&l, 0)); /* one damage, however many clusters it is about */
+    if (h->reftable_off)
+        table_at(&l, h->reftable_off);
+    if (!e->blind)
+        table_at(&l, read_at(&l, h->reftable_off, first, sizeof(first)) ? load_be64(first) : 0);
     if (h->snapshot_count)
         table_at(&l, h->snapshots_off);
     return l1_load(&l, err);
