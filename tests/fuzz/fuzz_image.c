@@ -6,7 +6,8 @@
  * a plain test.
  *
  * Promises that are tested beside "no crash": an extent is never empty nor outside the disk, a
- * check opens everything and does not change a byte, and what a repair calls clean is clean when looked at again.
+ * check opens everything and does not change a byte, and what a repair calls clean is clean when
+ * looked at again.
  */
 #include "base/checked.h"
 #include "check/check.h"
