@@ -134,8 +134,13 @@ static bool shared_by_active(const struct check *c)
 static bool active_damaged(const struct check *c)
 {
     const uint64_t *seen = c->sink.seen;
+    /* The table was found, and naming it gives up nothing. */
+    if (seen[PROBLEM_L1_TABLE_MISPLACED] && (c->opts->allow & QK_ALLOW_HEADER))
+        return false;
     if (seen[PROBLEM_L1_TABLE_OUTSIDE] || seen[PROBLEM_L1_TABLE_MISPLACED] ||
-        seen[PROBLEM_L1_TABLE_LOST] || (seen[PROBLEM_L1_UNREADABLE] && !c->l1_entries))
+        seen[PROBLEM_L1_TABLE_LOST])
+        return true;
+    if (seen[PROBLEM_L1_UNREADABLE] && c->h->l1_entries && !c->l1_entries)
         return true;
     if (!c->rollback && cut_through(c, c->h->l1_off, (uint64_t)c->h->l1_entries * 8))
         return true;
