@@ -102,7 +102,8 @@ static const struct choice *winner(const struct choosing *c, const struct choice
     for (unsigned i = 0; best && i < c->count; i++) {
         const struct choice *t = &c->tried[i];
         rivals += t != best && t != own && (!t->unknown_features || unknown_features) &&
-                  (convincing(&t->e) || (confirmed(&t->e) && held(&t->e) * 2 >= held(&best->e)));
+                  (convincing(&t->e) ||
+                   (!t->e.blind && confirmed(&t->e) && held(&t->e) * 2 >= held(&best->e)));
     }
     return rivals ? NULL : best;
 }
