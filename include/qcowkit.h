@@ -62,11 +62,9 @@ struct qk_error {
 
 /* ---- sizes ------------------------------------------------------------------------------ */
 
-/*
- * Parses "64k", "1.5G", "0x200": digits, optional fraction, optional suffix of B K M G T P E (any
+/* Parses "64k", "1.5G", "0x200": digits, optional fraction, optional suffix of B K M G T P E (any
  * case, powers of 1024). A number without a suffix is in units of the suffix `unit` ('B' for
- * bytes). -EINVAL for anything else, -ERANGE above INT64_MAX. MT-safe.
- */
+ * bytes). -EINVAL for anything else, -ERANGE above INT64_MAX. MT-safe. */
 QK_API int qk_parse_size(const char *text, char unit, uint64_t *bytes);
 
 /* Writes "64 KiB", "1.5 GiB" (3 significant digits, as qemu-img does). Returns buf. MT-safe. */
@@ -75,10 +73,8 @@ QK_API char *qk_format_size(uint64_t bytes, char buf[QK_SIZE_TEXT_MAX]);
 
 /* ---- secrets ---------------------------------------------------------------------------- */
 
-/*
- * Keys and passphrases by name. What is added is kept in memory that qk_secrets_free wipes, appears
- * in no error, and is looked at only while a call runs that is given the set.
- */
+/* Keys and passphrases by name. What is added is kept in memory that qk_secrets_free wipes, appears
+ * in no error, and is looked at only while a call runs that is given the set. */
 struct qk_secrets;
 
 /* An empty set; release with qk_secrets_free. -ENOMEM. MT-safe. */
@@ -88,20 +84,16 @@ QK_API void qk_secrets_free(struct qk_secrets *secrets);
 /* Adds a copy of len bytes. -EEXIST: there is one of that name. Exclusive. */
 QK_API int qk_secrets_add(struct qk_secrets *secrets, const char *id, const void *data, size_t len,
                           struct qk_error *err);
-/*
- * Adds what QEMU's object "secret" describes, a NULL-terminated list of "key=value": id; data or
+/* Adds what QEMU's object "secret" describes, a NULL-terminated list of "key=value": id; data or
  * file; format=raw (default) or base64; keyid and iv when the content is encrypted (AES-256-CBC, iv
- * in base64) with the secret keyid of the set. -EINVAL, -EEXIST, errors of reading. Exclusive.
- */
+ * in base64) with the secret keyid of the set. -EINVAL, -EEXIST, errors of reading. Exclusive. */
 QK_API int qk_secrets_define(struct qk_secrets *secrets, const char *const *definition,
                              struct qk_error *err);
 
 /* ---- progress --------------------------------------------------------------------------- */
 
-/*
- * How long work reports and is stopped. report() is called from one thread at a time, with done
- * <= total; a return value other than 0 cancels the work, which then ends with -ECANCELED.
- */
+/* How long work reports and is stopped. report() is called from one thread at a time, with done
+ * <= total; a return value other than 0 cancels the work, which then ends with -ECANCELED. */
 struct qk_progress {
     int (*report)(void *opaque, uint64_t done, uint64_t total);
     void *opaque;
@@ -163,10 +155,8 @@ struct qk_open_options {
 QK_API int qk_disk_open(const char *name, const struct qk_open_options *opts, struct qk_disk **out,
                         struct qk_error *err);
 
-/*
- * Flushes, writes what is pending, releases locks and memory. The handle is gone whatever is
- * returned; an error says that the last writes may not be stable. NULL is allowed. Exclusive.
- */
+/* Flushes, writes what is pending, releases locks and memory. The handle is gone whatever is
+ * returned; an error says that the last writes may not be stable. NULL is allowed. Exclusive. */
 QK_API int qk_disk_close(struct qk_disk *disk, struct qk_error *err);
 
 /* ---- reading and writing ---------------------------------------------------------------- */
@@ -181,10 +171,8 @@ enum qk_write_flag {
 /* The guest-visible size in bytes. MT-safe. */
 QK_API uint64_t qk_disk_size(struct qk_disk *disk);
 
-/*
- * Reads len bytes at off into buf (or into the iovec). -EINVAL when the range leaves the disk,
- * -EIO and others from below. On failure the buffer's content is undefined. MT-safe.
- */
+/* Reads len bytes at off into buf (or into the iovec). -EINVAL when the range leaves the disk,
+ * -EIO and others from below. On failure the buffer's content is undefined. MT-safe. */
 QK_API int qk_disk_read(struct qk_disk *disk, uint64_t off, void *buf, size_t len,
                         struct qk_error *err);
 QK_API int qk_disk_readv(struct qk_disk *disk, uint64_t off, const struct iovec *iov, int iovcnt,
@@ -205,18 +193,14 @@ QK_API int qk_disk_writev(struct qk_disk *disk, uint64_t off, const struct iovec
 QK_API int qk_disk_write_zeroes(struct qk_disk *disk, uint64_t off, uint64_t len, unsigned flags,
                                 struct qk_error *err);
 
-/*
- * Says that the range's content is not needed; whole clusters are freed and read as zero (version
+/* Says that the range's content is not needed; whole clusters are freed and read as zero (version
  * 2 images with a backing file keep them). A hint: partial clusters are left alone, but for whole
- * subclusters, which read as zero. MT-safe.
- */
+ * subclusters, which read as zero. MT-safe. */
 QK_API int qk_disk_discard(struct qk_disk *disk, uint64_t off, uint64_t len, struct qk_error *err);
 
-/*
- * Machine state, saved behind the disk (Format, "Snapshots"): byte `off` of it on. What was never
+/* Machine state, saved behind the disk (Format, "Snapshots"): byte `off` of it on. What was never
  * written reads as zero; the disk's content and size do not change, but a disk that grows over it
- * takes its place. -ENOTSUP for formats without, -EFBIG beyond what the image can map. MT-safe.
- */
+ * takes its place. -ENOTSUP for formats without, -EFBIG beyond what the image can map. MT-safe. */
 QK_API int qk_disk_read_vm_state(struct qk_disk *disk, uint64_t off, void *buf, size_t len,
                                  struct qk_error *err);
 QK_API int qk_disk_write_vm_state(struct qk_disk *disk, uint64_t off, const void *buf, size_t len,
@@ -249,10 +233,8 @@ enum qk_status_flag {
     QK_STATUS_FAST = 1u << 1, /* do not ask the file system for holes inside data */
 };
 
-/*
- * Describes the longest known extent that starts at off, at most len bytes. -EINVAL when off is
- * not inside the disk. MT-safe.
- */
+/* Describes the longest known extent that starts at off, at most len bytes. -EINVAL when off is
+ * not inside the disk. MT-safe. */
 QK_API int qk_disk_status(struct qk_disk *disk, uint64_t off, uint64_t len, unsigned flags,
                           struct qk_extent *extent, struct qk_error *err);
 
@@ -568,7 +550,7 @@ struct qk_plan_step {
     bool has_values;          /* at most 8 bytes: they are big-endian numbers */
     uint64_t from, to;
     uint64_t lost_off, lost_bytes; /* guest range that is given up; QK_OFFSET_NONE, 0: none */
-    unsigned epoch; /* steps of a higher epoch are written after all of a lower one are stable */
+    unsigned epoch;   /* steps of a higher epoch are written after all of a lower one are stable */
     const char *lost; /* what else is given up, e.g. "snapshot 1 (monday)"; NULL: nothing */
 };
 
@@ -622,8 +604,8 @@ struct qk_check_options {
     /* For QK_ALLOW_ROLLBACK: id or name of the snapshot; NULL: the newest sound one. -ENOENT,
      * -EUCLEAN, -ERANGE: it must go there and cannot; nothing was changed. */
     const char *rollback;
-    /* What the damage costs: a call for the disk, and for each snapshot, of which something cannot be
-     * read any more; after the findings and before the plan. */
+    /* What the damage costs: a call for the disk, and for each snapshot, of which something cannot
+     * be read any more; after the findings and before the plan. */
     void (*on_loss)(void *opaque, const struct qk_check_loss *loss);
 };
 #define QK_CHECK_OPTIONS_INIT QK_SIZED(struct qk_check_options)
@@ -637,18 +619,16 @@ struct qk_check_result {
     uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
     uint64_t steps;  /* of the plan */
     bool undo_saved; /* opts->undo_file was written */
-    /* With opts->on_loss: bytes of the disk that cannot be read any more, and snapshots like that. */
+    /* With opts->on_loss: bytes of the disk that cannot be read any more; snapshots like that. */
     uint64_t lost_bytes, lossy_snapshots;
     /* A repair lowers no refcount: what looks leaked may belong to what is damaged. */
     bool leaks_kept;
 };
 #define QK_CHECK_RESULT_INIT QK_SIZED(struct qk_check_result)
 
-/*
- * Looks for damage in the top image of `disk` (opened with QK_OPEN_CHECK) and repairs what
+/* Looks for damage in the top image of `disk` (opened with QK_OPEN_CHECK) and repairs what
  * opts->fix asks for. -ENOTSUP when the format has no check. A finding is no error: the call
- * returns 0 when it got to the end. Exclusive.
- */
+ * returns 0 when it got to the end. Exclusive. */
 QK_API int qk_disk_check(struct qk_disk *disk, const struct qk_check_options *opts,
                          struct qk_check_result *result, struct qk_error *err);
 
@@ -696,11 +676,9 @@ struct qk_convert_options {
         .struct_size = sizeof(struct qk_convert_options), .sparse_bytes = 4096                     \
     }
 
-/*
- * Copies the concatenation of `count` sources into target, which must be at least as large, and
+/* Copies the concatenation of `count` sources into target, which must be at least as large, and
  * flushes it. Memory is bounded by threads x 4 MiB, with QK_CONVERT_COMPRESS threads x 6 clusters
- * more. -ECANCELED; errors of either side. The target's content is undefined after a failure.
- */
+ * more. -ECANCELED; errors of either side. The target's content is undefined after a failure. */
 QK_API int qk_convert(struct qk_disk *const *sources, size_t count, struct qk_disk *target,
                       const struct qk_convert_options *opts, struct qk_error *err);
 
@@ -789,10 +767,8 @@ struct qk_measure_result {
 };
 #define QK_MEASURE_RESULT_INIT QK_SIZED(struct qk_measure_result)
 
-/*
- * How large a `format` image with `options` (as qk_create) would be that holds `source`, or an
- * empty one of the options' size when source is NULL. Creates nothing. MT-safe.
- */
+/* How large a `format` image with `options` (as qk_create) would be that holds `source`, or an
+ * empty one of the options' size when source is NULL. Creates nothing. MT-safe. */
 QK_API int qk_measure(struct qk_disk *source, const char *format, const char *const *options,
                       struct qk_measure_result *result, struct qk_error *err);
 

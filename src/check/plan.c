@@ -47,8 +47,8 @@ static bool blocks_unknown(const struct check *c)
            c->sink.seen[PROBLEM_REFTABLE_PLACE] || c->sink.seen[PROBLEM_REFCOUNT_ORDER];
 }
 
-/* What all else means was chosen in this run: if the choice is wrong, or bytes of the guest were taken
- * for a table, all that is true looks leaked. */
+/* What all else means was chosen in this run: if the choice is wrong, or bytes of the guest were
+ * taken for a table, all that is true looks leaked. */
 static bool meaning_chosen(const struct check *c)
 {
     static const enum problem_id ids[] = {PROBLEM_L1_TABLE_MISPLACED, PROBLEM_VERSION,

@@ -30,8 +30,8 @@ enum action {
     ACT_HOLD = 1u << 7, /* free and reuse nothing */
     ACT_DROP_BITMAPS = 1u << 8,
     ACT_WRITE_SNAPSHOTS = 1u << 9, /* a new table, of the entries that can be used */
-    ACT_FILL = 1u << 10, /* lengthen the file to the end of the tables that it cuts */
-    ACT_REFUSE = 1u << 15, /* repair nothing: what is read may mean something else */
+    ACT_FILL = 1u << 10,           /* lengthen the file to the end of the tables that it cuts */
+    ACT_REFUSE = 1u << 15,         /* repair nothing: what is read may mean something else */
 };
 
 struct problem_info {
@@ -58,7 +58,7 @@ struct sink {
     const char *snapshot;         /* id of the one that is looked at; NULL: none, or not known */
     const char *snapshot_name;
     const char *bitmap;
-    uint64_t guest_off;                              /* for findings that know none themselves */
+    uint64_t guest_off;   /* for findings that know none themselves */
     uint64_t range_bytes; /* of the guest, behind it; 0: an entry's worth */
     uint64_t disk_bytes, cluster_bytes, table_bytes; /* of the guest, behind an L2, an L1 entry */
     struct qk_cluster_user users[QK_USERS_LISTED];

@@ -149,8 +149,7 @@ static int status_held(struct image *img, guest_off_t off, uint64_t len, struct 
         .flags = flags_of(img, ext.kind),
     };
     while (extent->len < len) {
-        ret = l2_shapes_map(img, guest_off(off.v + extent->len), len - extent->len, &ext,
-                            NULL);
+        ret = l2_shapes_map(img, guest_off(off.v + extent->len), len - extent->len, &ext, NULL);
         if (ret < 0 || !continues(img, extent, &ext))
             break;
         extent->len += ext.len;

@@ -163,8 +163,9 @@ static int head_load(struct restore *r, struct qk_error *err)
         return ret;
     bool begins = !memcmp(bytes, UNDO_MAGIC, (size_t)min_u64(8, r->log_bytes));
     if (r->log_bytes < UNDO_HEAD_BYTES && begins)
-        return qk_fail(err, -EINVAL, "the undo file ends in its head: the repair that wrote it had "
-                                     "changed nothing, and there is nothing to undo");
+        return qk_fail(err, -EINVAL,
+                       "the undo file ends in its head: the repair that wrote it had "
+                       "changed nothing, and there is nothing to undo");
     return undo_head_decode(bytes, &r->head, err);
 }
 

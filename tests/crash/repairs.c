@@ -101,26 +101,39 @@ static void view_make(const struct run *r, struct qk_io *io, struct view *v)
         view_disk(open_image(r, io, false, &oldest), v->sums + PIECES_MAX / 2, PIECES_MAX / 2);
 }
 
+struct part {
+    const uint64_t *sums;
+    size_t n;
+};
+
 /* Each piece is as it was, or as it shall be. */
-static bool part_explained(const uint64_t *now, size_t n, const uint64_t *before, size_t n_before,
-                           const uint64_t *after, size_t n_after)
+static bool part_explained(struct part now, struct part before, struct part after)
 {
-    if (n != n_before && n != n_after)
+    if (now.n != before.n && now.n != after.n)
         return false;
-    for (size_t i = 0; i < n; i++) {
-        if ((i >= n_before || now[i] != before[i]) && (i >= n_after || now[i] != after[i]))
+    for (size_t i = 0; i < now.n; i++) {
+        if ((i >= before.n || now.sums[i] != before.sums[i]) &&
+            (i >= after.n || now.sums[i] != after.sums[i]))
             return false;
     }
     return true;
 }
 
+static struct part disk_part(const struct view *v)
+{
+    return (struct part){v->sums, v->disk};
+}
+
+static struct part snapshot_part(const struct view *v)
+{
+    return (struct part){v->sums + PIECES_MAX / 2, v->snapshot};
+}
+
 static bool view_explained(const struct run *r)
 {
     const struct view *b = r->before, *a = r->after, *now = r->now;
-    size_t half = PIECES_MAX / 2;
-    return part_explained(now->sums, now->disk, b->sums, b->disk, a->sums, a->disk) &&
-           part_explained(now->sums + half, now->snapshot, b->sums + half, b->snapshot,
-                          a->sums + half, a->snapshot);
+    return part_explained(disk_part(now), disk_part(b), disk_part(a)) &&
+           part_explained(snapshot_part(now), snapshot_part(b), snapshot_part(a));
 }
 
 /* ---- checks and repairs ---- */
