@@ -51,9 +51,7 @@ void cost_note(struct check *c, struct lost_run run)
 /* What of the last cluster is behind the end of the file, for who uses it. */
 static void tail_note(struct check *c, const struct l2_table *t, uint32_t index, struct l2_entry e)
 {
-    uint64_t off = l2_entry_host(e).v, there = c->file_bytes - off;
-    if (off >= c->file_bytes) /* an unaligned one, in the part that is gone */
-        return;
+    uint64_t there = (c->data_file ? c->data_bytes : c->file_bytes) - l2_entry_host(e).v;
     if (c->g->l2_entry_bytes == 16) {
         uint32_t per = c->g->cluster_bytes / 32, first = (uint32_t)(there / per);
         if (!((uint32_t)e.bitmap >> first))
@@ -77,8 +75,8 @@ static int tail_look(struct check *c, struct qk_error *err)
         cut_clean(c, t->cluster, buf);
         for (uint32_t n = 0; n < c->g->l2_entries; n++) {
             struct l2_entry e = l2_entry_load(c->g, buf, n);
-            if (!(e.raw & ENTRY_COMPRESSED) && l2_entry_host(e).v &&
-                cut_table(c, l2_entry_host(e).v >> c->g->cluster_bits))
+            bool stored = l2_entry_host(e).v || (c->data_file && (e.raw & ENTRY_COPIED));
+            if (!(e.raw & ENTRY_COMPRESSED) && stored && cut_data(c, l2_entry_host(e).v))
                 tail_note(c, t, n, e);
         }
     }
@@ -246,7 +244,8 @@ int cost_tell(struct check *c, struct qk_error *err)
 {
     if (!c->opts->on_loss)
         return 0;
-    int ret = c->cut.sure ? tail_look(c, err) : 0;
+    bool sure = c->data_file ? c->sink.seen[PROBLEM_L2_DATA_FILE_CUT] : c->cut.sure;
+    int ret = sure ? tail_look(c, err) : 0;
     if (ret < 0 || !any(c))
         return ret;
     CLEANUP_FREE uint64_t *words = malloc(L1_CHUNK_WORDS * sizeof(*words));

@@ -30,6 +30,12 @@ bool cut_table(const struct check *c, uint64_t cluster)
     return cut_through(c, cluster << c->g->cluster_bits, c->g->cluster_bytes);
 }
 
+bool cut_data(const struct check *c, uint64_t off)
+{
+    uint64_t end = c->data_file ? c->data_bytes : c->file_bytes;
+    return off < end && !range_within(off, c->g->cluster_bytes, end);
+}
+
 uint32_t cut_first_lost(const struct check *c, uint64_t off, uint32_t entry_bytes)
 {
     return (uint32_t)((c->file_bytes - min_u64(off, c->file_bytes)) / entry_bytes);

@@ -148,13 +148,13 @@ struct cut_streams {
 
 /* A file that ends too early: see cut.c. */
 struct cut {
-    uint64_t names, reach; /* references that lead behind the end, and how far */
-    uint64_t counted;      /* refcounts go up to this cluster; 0: not behind the end */
-    bool torn;             /* a table is cut */
-    bool held;             /* and cannot be given up */
-    bool sure;             /* it is no single wild entry */
-    uint64_t fill_end;     /* where the tables that are given up end */
-    uint64_t entry_bytes;  /* of the table that the end lies in; 0: none */
+    uint64_t names, reach;         /* references that lead behind the end, and how far */
+    uint64_t counted;              /* refcounts go up to this cluster; 0: not behind the end */
+    bool torn;                     /* a table is cut */
+    bool held;                     /* and cannot be given up */
+    bool sure;                     /* it is no single wild entry */
+    uint64_t fill_end;             /* where the tables that are given up end */
+    uint64_t entry_bytes;          /* of the table that the end lies in; 0: none */
     uint64_t lost_off, lost_bytes; /* of the disk, by that */
 };
 
@@ -192,10 +192,11 @@ struct check {
     unsigned threads;
 
     uint64_t file_bytes;
-    uint64_t clusters; /* of the file, a partial last one included */
-    bool data_file;    /* guest clusters lie in another file */
-    bool compression_known;      /* c->view says how clusters are compressed */
-    bool sound_without_features; /* a look has found nothing wrong but features that are not known */
+    uint64_t clusters;      /* of the file, a partial last one included */
+    bool data_file;         /* guest clusters lie in another file */
+    bool compression_known; /* c->view says how clusters are compressed */
+    bool
+        sound_without_features; /* a look has found nothing wrong but features that are not known */
     const struct rollback *rollback; /* the disk goes back to this snapshot; NULL: it does not */
     struct way_back way_back;        /* what a look says about that */
 
@@ -207,6 +208,7 @@ struct check {
     bool l1_bad;                  /* the active L1 has entries to report */
     bool snapshot_l1_bad;         /* a snapshot's L1 has */
     bool tables_bad;              /* an L2 table has */
+    bool wild_table;              /* a cluster that an L1 entry names holds no table */
     struct l2_vec tables;         /* sorted by cluster once roots is done */
     struct u64_vec snapshot_l1;   /* pairs: offset, bytes */
     struct u64_vec snapshot_kept; /* pairs: offset and bytes of the entries that can be used */
@@ -225,8 +227,8 @@ struct check {
     bool wanting;             /* a report asks only whom it will tell about */
     struct shared_vec shared; /* and this is who shares then */
     struct snapshot_text label, user_labels[QK_USERS_LISTED];
-    struct bitmap_vec bitmaps;    /* entries of the directory */
-    struct u64_vec bitmap_faults; /* where words of their tables are damaged, ascending */
+    struct bitmap_vec bitmaps;           /* entries of the directory */
+    struct u64_vec bitmap_faults;        /* where words of their tables are damaged, ascending */
     struct bitmaps_extension bitmap_dir; /* as the header names it; zero: none that can be */
     uint32_t bitmaps_kept;
     uint64_t bitmaps_bytes; /* of the kept entries */
@@ -236,24 +238,24 @@ struct check {
     struct refmap_span bitmap_new; /* the new directory */
     struct cut cut;
     struct lost_run_vec lost_runs;
-    bool lost_more;              /* than these */
+    bool lost_more;               /* than these */
     struct u64_vec snapshot_gone; /* entries of snapshots whose L1 table cannot be found */
     struct cut_streams *cut_streams;
-    uint64_t data_bytes;    /* of the external data file; UINT64_MAX: none, or not known */
-    bool guest_changes;     /* this repair changes what the guest reads: no bitmap knows of it */
-    bool disk_resized;      /* and the size of its disk */
+    uint64_t data_bytes; /* of the external data file; UINT64_MAX: none, or not known */
+    bool guest_changes;  /* this repair changes what the guest reads: no bitmap knows of it */
+    bool disk_resized;   /* and the size of its disk */
     bool spare; /* free clusters may belong to what was given up: new ones go behind the end */
     struct step_vec steps; /* the plan: how */
     struct lost lost_snapshots, lost_bitmaps;
     struct user_vec users; /* those that get copies, and who shares with them */
     uint64_t copy_from;    /* no free cluster before this one */
     unsigned epoch;
-    uint64_t named_end; /* entries that stay name clusters behind the file's end, up to this one */
+    uint64_t named_end;  /* entries that stay name clusters behind the file's end, up to this one */
     uint64_t named_from; /* and from this one on; 0: none are */
-    bool no_growth;     /* the file was found to have no room to grow */
-    bool no_room;       /* the file system has none */
-    bool in_place;      /* nor where nothing is stored in it */
-    bool out_of_room;   /* found out just now */
+    bool no_growth;      /* the file was found to have no room to grow */
+    bool no_room;        /* the file system has none */
+    bool in_place;       /* nor where nothing is stored in it */
+    bool out_of_room;    /* found out just now */
 
     pthread_mutex_t lock; /* result counters and progress while threads run */
     uint64_t work_done, work_total;
@@ -324,6 +326,8 @@ const char *lost_text(struct lost *lost, const char *kind, uint64_t count);
 /* The range ends behind the file. */
 bool cut_through(const struct check *c, uint64_t off, uint64_t bytes);
 bool cut_table(const struct check *c, uint64_t cluster);
+/* The cluster of guest data at `off` is there in part. */
+bool cut_data(const struct check *c, uint64_t off);
 /* The first entry of a table at `off` that is not all there. */
 uint32_t cut_first_lost(const struct check *c, uint64_t off, uint32_t entry_bytes);
 /* An L2 table as it was read: half an entry is none. */

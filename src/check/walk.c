@@ -196,10 +196,10 @@ static int walk_odd_entry(struct walk *w, uint32_t index, struct l2_entry e)
             w->t->flags |= L2_SUSPECT;
     }
     struct refmap_span span;
+    if (v.allocated && cut_data(c, v.off))
+        w->t->flags |= L2_TAIL;
     if (!v.counted || !range_span(c, v.off, v.bytes, &span))
         return 0;
-    if (cut_table(c, span.first))
-        w->t->flags |= L2_TAIL;
     return refmap_add(&c->refs, span, w->t->refs, v.compressed ? 0 : copied_mark(w, e.raw));
 }
 
