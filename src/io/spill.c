@@ -38,10 +38,10 @@ static int file_open(const char *beside)
     return fd >= 0 ? fd : file_named(folder);
 }
 
-static int file_write(int fd, uint64_t off, const uint8_t *bytes, size_t len)
+static int file_move(int fd, uint64_t off, uint8_t *bytes, size_t len, bool out)
 {
     while (len) {
-        ssize_t n = pwrite(fd, bytes, len, (off_t)off);
+        ssize_t n = out ? pwrite(fd, bytes, len, (off_t)off) : pread(fd, bytes, len, (off_t)off);
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)
@@ -53,19 +53,14 @@ static int file_write(int fd, uint64_t off, const uint8_t *bytes, size_t len)
     return 0;
 }
 
+static int file_write(int fd, uint64_t off, const uint8_t *bytes, size_t len)
+{
+    return file_move(fd, off, (uint8_t *)(uintptr_t)bytes, len, true);
+}
+
 static int file_read(int fd, uint64_t off, uint8_t *out, size_t len)
 {
-    while (len) {
-        ssize_t n = pread(fd, out, len, (off_t)off);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n < 0 ? -errno : -EIO;
-        off += (uint64_t)n;
-        out += n;
-        len -= (size_t)n;
-    }
-    return 0;
+    return file_move(fd, off, out, len, false);
 }
 
 /* ---- blocks ---- */
