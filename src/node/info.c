@@ -191,6 +191,8 @@ int qk_disk_resize(struct qk_disk *disk, uint64_t size, enum qk_prealloc preallo
         return qk_fail(err, -EINVAL,
                        "The new size is smaller than the disk; shrinking must be "
                        "asked for");
+    /* The size that is noted is that of the last change. */
+    LOCK_SCOPE(&node->shape_lock);
     int ret = change_size(node, size, prealloc, flags, err);
     /* A call that failed may have changed it all the same: a disk that shrinks does so first. */
     int known = io_size(&node->io, &size, ret == 0 ? err : NULL);

@@ -67,7 +67,7 @@ struct node {
     char *backing_full;        /* backing file name as resolved, NULL: none */
     char *data_file;           /* external data file's name, made by qk_disk_info */
     struct snapshot_vec *snapshots; /* read on first demand */
-    pthread_mutex_t snapshot_lock;  /* the list, and what changes or reads the snapshots in it */
+    pthread_mutex_t shape_lock;     /* the list and `size`, with what changes them in the image */
 };
 
 enum node_role { ROLE_DISK, ROLE_FILE, ROLE_BACKING };

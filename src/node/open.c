@@ -243,7 +243,7 @@ static struct node *node_new(const struct opening *o)
     node->flags = o->req->flags;
     node->probed = o->probed;
     pthread_mutex_init(&node->guard, NULL);
-    pthread_mutex_init(&node->snapshot_lock, NULL);
+    pthread_mutex_init(&node->shape_lock, NULL);
     pthread_rwlock_init(&node->cor, NULL);
     return node;
 }
@@ -406,7 +406,7 @@ int node_close(struct node *node, struct qk_error *err)
     note(&ret, node_close(node->backing, ret < 0 ? NULL : err));
     note(&ret, node_close(node->blank, ret < 0 ? NULL : err));
     pthread_mutex_destroy(&node->guard);
-    pthread_mutex_destroy(&node->snapshot_lock);
+    pthread_mutex_destroy(&node->shape_lock);
     pthread_rwlock_destroy(&node->cor);
     options_free(&node->strong);
     free(node->exact_name);

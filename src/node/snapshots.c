@@ -1,7 +1,7 @@
 /*
  * snapshots.c - the public calls on internal snapshots: an image knows how, a disk knows whether it
  * has one and may be written. See snapshots.h. One call at a time: what an entry of the list names
- * must not go while it is looked at. Order: snapshot_lock before any lock of the image.
+ * must not go while it is looked at. Order: shape_lock before any lock of the image.
  */
 #include "node/snapshots.h"
 #include "base/checked.h"
@@ -20,7 +20,7 @@ void snapshots_release(struct snapshot_vec *list)
 
 /* ---- the list ---------------------------------------------------------------------------- */
 
-/* snapshot_lock held, here and below */
+/* shape_lock held, here and below */
 static int load(struct node *node, struct qk_error *err)
 {
     if (node->snapshots)
@@ -53,7 +53,7 @@ int qk_disk_snapshot(struct qk_disk *disk, uint32_t index, struct qk_snapshot_in
 {
     const struct snapshot *row;
     size_t size = info->struct_size;
-    LOCK_SCOPE(&disk->node->snapshot_lock);
+    LOCK_SCOPE(&disk->node->shape_lock);
     int ret = row_of(disk->node, index, &row, err);
     if (ret < 0)
         return ret;
@@ -76,7 +76,7 @@ int qk_disk_snapshot_freed(struct qk_disk *disk, uint32_t index, uint64_t *bytes
                            struct qk_error *err)
 {
     const struct snapshot *row;
-    LOCK_SCOPE(&disk->node->snapshot_lock);
+    LOCK_SCOPE(&disk->node->shape_lock);
     int ret = row_of(disk->node, index, &row, err);
     return ret < 0 ? ret : image_snapshot_freed(disk->node->image, row, bytes, err);
 }
@@ -116,7 +116,7 @@ int qk_disk_snapshot_create(struct qk_disk *disk, const struct qk_snapshot_optio
         .date_sec = o.date_sec ? (uint32_t)o.date_sec : (uint32_t)now.tv_sec,
         .date_nsec = o.date_sec ? o.date_nsec : (uint32_t)now.tv_nsec,
     };
-    LOCK_SCOPE(&disk->node->snapshot_lock);
+    LOCK_SCOPE(&disk->node->shape_lock);
     ret = image_snapshot_create(disk->node->image, &params, err);
     forget(disk->node);
     return ret;
@@ -126,7 +126,7 @@ int qk_disk_snapshot_delete(struct qk_disk *disk, const char *id, const char *na
                             struct qk_error *err)
 {
     const struct snapshot_key key = {id, name, NULL};
-    LOCK_SCOPE(&disk->node->snapshot_lock);
+    LOCK_SCOPE(&disk->node->shape_lock);
     int ret = judge(disk->node, err);
     if (ret == 0)
         ret = image_snapshot_delete(disk->node->image, &key, err);
@@ -140,7 +140,7 @@ int qk_disk_snapshot_apply(struct qk_disk *disk, const char *id, const char *nam
     struct node *node = disk->node;
     const struct snapshot_key key = {id, name, NULL};
     uint64_t size;
-    LOCK_SCOPE(&node->snapshot_lock);
+    LOCK_SCOPE(&node->shape_lock);
     int ret = judge(node, err);
     if (ret == 0)
         ret = image_snapshot_apply(node->image, &key, err);
@@ -155,7 +155,7 @@ int qk_disk_snapshot_rename(struct qk_disk *disk, const char *id, const char *na
                             const char *new_name, struct qk_error *err)
 {
     const struct snapshot_key key = {id, name, NULL};
-    LOCK_SCOPE(&disk->node->snapshot_lock);
+    LOCK_SCOPE(&disk->node->shape_lock);
     int ret = judge(disk->node, err);
     if (ret == 0)
         ret = image_snapshot_rename(disk->node->image, &key, new_name, err);
