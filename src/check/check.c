@@ -46,6 +46,7 @@ static int check_init(struct check *c, struct qk_error *err)
                             .guest_off = QK_OFFSET_NONE,
                             .disk_bytes = c->h->size_bytes,
                             .cluster_bytes = c->g->cluster_bytes,
+                            .refcount_bits = c->g->refcount_bits,
                             .table_bytes = (uint64_t)c->g->l2_entries << c->g->cluster_bits};
     int ret = header_load(c, err);
     if (ret < 0)
@@ -280,6 +281,7 @@ static struct qk_check_options muted(const struct qk_check_options *opts)
 {
     struct qk_check_options quiet = *opts;
     quiet.on_problem = NULL;
+    quiet.on_run = NULL;
     quiet.on_message = NULL;
     quiet.on_loss = NULL;
     return quiet;
