@@ -145,8 +145,9 @@ static void announce(struct check *c, uint64_t b, const struct refcount_run *run
 {
     uint64_t reference = min_u64(run->count, c->g->refcount_max);
     const struct sink_run clusters = {b * block_clusters(c) + run->first, run->clusters};
-    const struct finding f = {refcount_problem(run->stored, reference), c->reftable.ptr[b],
-                              QK_OFFSET_NONE, reference, run->stored};
+    const struct finding f = {refcount_problem(run->stored, reference),
+                              refcount_place(c, clusters.cluster), QK_OFFSET_NONE, reference,
+                              run->stored};
     if (run->stored == reference)
         return;
     if (plan_target(c, clusters.cluster, run->stored) != run->stored)

@@ -236,17 +236,20 @@ bool refcount_run_next(const struct check *c, uint64_t b, const uint8_t *block, 
 
 /* ---- the report ---- */
 
-static uint64_t block_off(const struct check *c, uint64_t b)
+uint64_t refcount_place(const struct check *c, uint64_t cluster)
 {
-    return b < c->reftable.len && c->reftable.ptr[b] ? c->reftable.ptr[b] : QK_OFFSET_NONE;
+    uint64_t b = cluster >> c->g->refblock_bits;
+    if (b >= c->reftable.len || !c->reftable.ptr[b])
+        return QK_OFFSET_NONE;
+    return c->reftable.ptr[b] + (cluster & (block_clusters(c) - 1)) * c->g->refcount_bits / 8;
 }
 
 /* More references than any refcount of this width can count. */
-static void report_overflow(struct check *c, uint64_t b, uint64_t cluster)
+static void report_overflow(struct check *c, uint64_t cluster)
 {
     uint64_t count = refmap_count(&c->refs, cluster);
-    const struct finding f = {PROBLEM_REFCOUNT_OVERFLOW, block_off(c, b), QK_OFFSET_NONE, count,
-                              c->g->refcount_max};
+    const struct finding f = {PROBLEM_REFCOUNT_OVERFLOW, refcount_place(c, cluster), QK_OFFSET_NONE,
+                              count, c->g->refcount_max};
     if (count <= c->g->refcount_max)
         return;
     sink_found(&c->sink, &f, cluster << c->g->cluster_bits);
@@ -260,14 +263,14 @@ static void report_overflows(struct check *c, uint64_t b)
 {
     uint64_t at = b * block_clusters(c), end = min_u64(at + block_clusters(c), c->clusters);
     for (; (at = refmap_next(&c->refs, at, end)) != UINT64_MAX; at++)
-        report_overflow(c, b, at);
+        report_overflow(c, at);
 }
 
-static void report_refcount(struct check *c, uint64_t b, struct sink_run run, uint64_t stored)
+static void report_refcount(struct check *c, struct sink_run run, uint64_t stored)
 {
     uint64_t reference = reference_of(c, run.cluster);
-    const struct finding f = {refcount_problem(stored, reference), block_off(c, b), QK_OFFSET_NONE,
-                              reference, stored};
+    const struct finding f = {refcount_problem(stored, reference), refcount_place(c, run.cluster),
+                              QK_OFFSET_NONE, reference, stored};
     sink_found_run(&c->sink, &f, run);
 }
 
@@ -286,7 +289,7 @@ static void report_locked(struct check *c, uint64_t cluster)
     sink_found(&c->sink, &f, cluster);
 }
 
-static void report_cluster(struct check *c, uint64_t b, uint64_t cluster, uint64_t stored)
+static void report_cluster(struct check *c, uint64_t cluster, uint64_t stored)
 {
     uint64_t reference = reference_of(c, cluster);
     if (c->wanting) {
@@ -295,9 +298,9 @@ static void report_cluster(struct check *c, uint64_t b, uint64_t cluster, uint64
         return;
     }
     sink_of_cluster(c, cluster);
-    report_overflow(c, b, cluster);
+    report_overflow(c, cluster);
     if (stored != reference)
-        report_refcount(c, b, (struct sink_run){cluster, 1}, stored);
+        report_refcount(c, (struct sink_run){cluster, 1}, stored);
     if (stored < refmap_count(&c->refs, cluster))
         report_locked(c, cluster);
     sink_of_nothing(c);
@@ -308,9 +311,9 @@ static void report_run(struct check *c, uint64_t b, const struct refcount_run *r
 {
     uint64_t first = b * block_clusters(c) + run->first;
     if (run->count <= 1 && !c->wanting)
-        report_refcount(c, b, (struct sink_run){first, run->clusters}, run->stored);
+        report_refcount(c, (struct sink_run){first, run->clusters}, run->stored);
     for (uint64_t i = 0; run->count > 1 && i < run->clusters; i++)
-        report_cluster(c, b, first + i, run->stored);
+        report_cluster(c, first + i, run->stored);
 }
 
 static int report_block(struct check *c, uint64_t b, uint8_t *buf, struct qk_error *err)

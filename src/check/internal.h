@@ -503,6 +503,8 @@ struct refcount_run {
 /* The next such run behind *run, of the block's first n clusters; block NULL: all are zero. */
 bool refcount_run_next(const struct check *c, uint64_t b, const uint8_t *block, uint64_t n,
                        struct refcount_run *run);
+/* Where a cluster's refcount is in the file; QK_OFFSET_NONE: there is no block. */
+uint64_t refcount_place(const struct check *c, uint64_t cluster);
 enum problem_id refcount_problem(uint64_t stored, uint64_t reference);
 /* Some cluster has a mark that does not fit its count: with refcounts that equal the counts, COPIED
  * flags are wrong. */

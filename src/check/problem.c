@@ -169,8 +169,13 @@ static void hand_on_run(struct sink *s, const struct finding *f, bool repaired, 
 {
     if (hand_on_these(s, f, repaired, run.clusters, run.cluster, f->found, f->expected))
         return;
-    for (uint64_t i = 0; i < run.clusters; i++)
-        hand_on_these(s, f, repaired, 1, run.cluster + i, f->found, f->expected);
+    const uint64_t bit = run.cluster * s->refcount_bits % 8;
+    struct finding one = *f;
+    for (uint64_t i = 0; i < run.clusters; i++) {
+        if (f->file_off != QK_OFFSET_NONE)
+            one.file_off = f->file_off + (bit + i * s->refcount_bits) / 8;
+        hand_on_these(s, &one, repaired, 1, run.cluster + i, f->found, f->expected);
+    }
 }
 
 static void note(struct sink *s, enum problem_id id, uint64_t n)

@@ -61,6 +61,7 @@ struct sink {
     uint64_t guest_off;   /* for findings that know none themselves */
     uint64_t range_bytes; /* of the guest, behind it; 0: an entry's worth */
     uint64_t disk_bytes, cluster_bytes, table_bytes; /* of the guest, behind an L2, an L1 entry */
+    uint64_t refcount_bits;
     struct qk_cluster_user users[QK_USERS_LISTED];
     unsigned user_count;
     uint64_t user_total;
