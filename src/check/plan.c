@@ -61,15 +61,29 @@ static bool meaning_chosen(const struct check *c)
     return false;
 }
 
+/* The refcount table claims the cluster, too: which of both is wrong, its content tells. */
+static bool is_block(const struct check *c, uint64_t cluster)
+{
+    for (size_t i = 0; i < c->reftable.len; i++) {
+        if (c->reftable.ptr[i] >> c->g->cluster_bits == cluster)
+            return true;
+    }
+    return false;
+}
+
+#define BLOCKS_ASKED_FOR 64u
+
 /* An L1 entry is damaged, though it names a cluster of the file: what lies there is no table, or
  * something else as well, or the table of another entry. The true table and what it names look
  * leaked then. */
 static bool wrong_tables(const struct check *c)
 {
     bool wrong = c->wild_table;
+    unsigned asked = 0;
     for (size_t i = 0; i < c->tables.len && !wrong; i++) {
         const struct l2_table *t = &c->tables.ptr[i];
-        wrong = t->active > 1 || refmap_count(&c->refs, t->cluster) > t->refs;
+        wrong = t->active > 1 || (refmap_count(&c->refs, t->cluster) > t->refs &&
+                                  (asked++ == BLOCKS_ASKED_FOR || !is_block(c, t->cluster)));
     }
     return wrong && !c->rollback && !(c->opts->allow & QK_ALLOW_ENTRIES);
 }
@@ -99,10 +113,11 @@ int plan_decide(struct check *c, struct qk_error *err)
     }
     if ((c->actions & ACT_FILL) && !cut_can_fill(c))
         c->actions = (c->actions & ~(unsigned)ACT_FILL) | ACT_HOLD;
-    if ((c->actions & ACT_HOLD) || meaning_chosen(c) || wrong_tables(c))
-        keep_leaks(c);
+    if (wrong_tables(c) || (meaning_chosen(c) && c->sink.seen[PROBLEM_REFCOUNT_HIGH]))
+        c->actions |= ACT_HOLD;
     if (!(c->actions & ACT_HOLD))
         return 0;
+    keep_leaks(c);
     /* Refcounts of zero where there are references show that the others tell nothing either. */
     if ((c->actions & ACT_REBUILD) && (blocks_unknown(c) || c->sink.seen[PROBLEM_REFCOUNT_ZERO])) {
         c->actions = (c->actions & ~(unsigned)ACT_REBUILD) | ACT_RAISE;
