@@ -131,7 +131,11 @@ static bool version_3_behind(const struct choosing *c)
  * less of the file is looked at, only against its own tables. */
 static bool better(const struct choice *t, const struct choice *own)
 {
-    bool same_size = t->reading.cluster_bits == own->reading.cluster_bits;
+    uint32_t size = t->reading.cluster_bits, own_size = own->reading.cluster_bits;
+    bool same_size = size == own_size;
+    /* What is aligned to large clusters is to small ones, too, and says nothing for them. */
+    if (size < own_size && !own->e.unaligned)
+        return false;
     return !confirmed(&own->e) || (same_size && !t->e.broken && held(&t->e) > held(&own->e));
 }
 
@@ -142,7 +146,7 @@ static const struct choice *best_of(const struct choosing *c, bool possible)
     const struct choice *best = winner(c, own, false);
     if (best && (!own || own->unknown_features || better(best, own)))
         return best;
-    if (own && confirmed(&own->e))
+    if (own && (confirmed(&own->e) || (best && !own->unknown_features)))
         return own;
     best = winner(c, own, true);
     return best ? best : own;

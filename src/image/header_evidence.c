@@ -48,6 +48,13 @@ static bool is_cluster(const struct look *l, uint64_t off)
     return off && is_aligned(off, l->g.cluster_bytes) && off < l->file_bytes;
 }
 
+/* The same of what names nothing else. */
+static bool is_place(const struct look *l, uint64_t off)
+{
+    l->e->unaligned += !off || !is_aligned(off, l->g.cluster_bytes);
+    return is_cluster(l, off);
+}
+
 /* The cluster at `off` has a refcount that is not zero, or none is known. */
 static bool counted(const struct look *l, uint64_t off)
 {
@@ -68,7 +75,7 @@ static bool counted(const struct look *l, uint64_t off)
 
 static bool table_at(struct look *l, uint64_t off)
 {
-    return fact(l, is_cluster(l, off) && counted(l, off));
+    return fact(l, is_place(l, off) && counted(l, off));
 }
 
 /* ---- L2 tables ---- */
@@ -107,7 +114,7 @@ static bool entry_fits(const struct look *l, struct l2_entry e, uint64_t guest)
         return false;
     if (l->g.data_file)
         return !(off || (e.raw & ENTRY_COPIED)) || off == guest;
-    return !off || (is_cluster(l, off) && counted(l, off));
+    return !off || (is_place(l, off) && counted(l, off));
 }
 
 static bool entry_empty(struct l2_entry e)
@@ -144,7 +151,7 @@ static void l1_look(struct look *l, const uint64_t *words, uint64_t n)
         uint64_t raw = be64toh(words[i]), off = l1_entry_host(raw);
         if (!raw || ++seen % div_round_up(used, L1_SAMPLES))
             continue;
-        bool fits = fact(l, !(raw & L1_RESERVED_MASK) && is_cluster(l, off) && counted(l, off));
+        bool fits = fact(l, !(raw & L1_RESERVED_MASK) && is_place(l, off) && counted(l, off));
         if (fits && sampled++ % TABLE_EVERY == 0)
             l2_look(l, off, i << (l->g.l2_bits + l->g.cluster_bits));
     }
@@ -155,8 +162,9 @@ static int l1_load(struct look *l, struct qk_error *err)
 {
     uint64_t off = l->h->l1_off;
     uint64_t bytes = min_u64((uint64_t)l->h->l1_entries * 8, QCOW2_MAX_L1_BYTES);
-    if (!bytes || !table_at(l, off))
+    if (!bytes || !fact(l, is_place(l, off)))
         return 0;
+    fact(l, counted(l, off));
     bytes = round_down(min_u64(bytes, l->file_bytes - off), 8);
     CLEANUP_FREE uint64_t *words = malloc(bytes + 1);
     if (!words)
@@ -182,6 +190,7 @@ int header_evidence(struct qk_io *file, const struct header *h, struct evidence 
     e->blind = !fact(&l, counted(&l, 0)); /* one damage, however many clusters it is about */
     if (h->reftable_off)
         table_at(&l, h->reftable_off);
+    e->unaligned += !h->reftable_off; /* an impossible place was read as none */
     if (!e->blind)
         table_at(&l, read_at(&l, h->reftable_off, first, sizeof(first)) ? load_be64(first) : 0);
     if (h->snapshot_count)

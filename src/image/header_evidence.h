@@ -10,6 +10,7 @@
 
 struct evidence {
     uint64_t facts, broken; /* statements of the format that were looked at, and do not hold */
+    uint64_t unaligned;     /* offsets that were looked at, and are at no cluster of this size */
     bool blind;             /* without refcounts: not even the header is counted */
 };
 /* Reads the L1 table and a few of the tables that it names; h is mended. -ENOMEM. What cannot be
