@@ -108,23 +108,30 @@ static const struct choice *winner(const struct choosing *c, const struct choice
     return rivals ? NULL : best;
 }
 
-/* Behind a header of version 2 there is one of version 3, which says something else. */
-static bool version_3_behind(const struct choosing *c)
+static bool is_extension_type(uint32_t type)
 {
     static const uint32_t types[] = {HEXT_FEATURE_NAMES, HEXT_BACKING_FORMAT, HEXT_BITMAPS,
                                      HEXT_CRYPTO, HEXT_DATA_FILE};
+    for (size_t i = 0; i < ARRAY_SIZE(types); i++) {
+        if (type == types[i])
+            return true;
+    }
+    return false;
+}
+
+/* Behind a header of version 2 there is one of version 3, which says something else. No version 3
+ * has the type of an extension for feature bits: that is an extension of version 2. */
+static bool version_3_behind(const struct choosing *c)
+{
     uint8_t type[4];
-    if (header_likely_version(c->first, c->len) != 3)
+    if (header_likely_version(c->first, c->len) != 3 ||
+        is_extension_type((uint32_t)(c->features >> 32)))
         return false;
     if (c->features || load_be64(c->first + 88) || load_be32(c->first + 96) != 4)
         return true;
     if (io_read(c->file, load_be32(c->first + 100), type, sizeof(type), NULL) < 0)
         return false;
-    for (size_t i = 0; i < ARRAY_SIZE(types); i++) {
-        if (load_be32(type) == types[i])
-            return true;
-    }
-    return false;
+    return is_extension_type(load_be32(type));
 }
 
 /* What the file says is not given up for less than it has; and the cluster size, with which more or
