@@ -414,8 +414,8 @@ QK_API int qk_disk_snapshot_rename(struct qk_disk *disk, const char *id, const c
 
 /* ---- persistent bitmaps ----------------------------------------------------------------- */
 
-/* One persistent bitmap (Format, "Bitmaps extension"). Strings belong to the disk, until its bitmaps
- * are changed. */
+/* One persistent bitmap (Format, "Bitmaps extension"). Strings belong to the disk, until its
+ * bitmaps are changed. */
 struct qk_bitmap_info {
     size_t struct_size;
     const char *name;
