@@ -187,7 +187,6 @@ static int drop_in_way(struct check *c, struct qk_error *err)
         ret = clusters_place(c, c->bitmaps_bytes, &c->bitmap_new, err);
         if (ret == 0)
             ret = directory_write(c, c->bitmap_new.first << c->g->cluster_bits, err);
-        c->actions |= ACT_LOWER;
         return ret < 0 ? ret : plan_barrier(c, err);
     case BITMAPS_IN_PLACE:
         ret = bit_write(c, false, &aside, err);
@@ -246,5 +245,7 @@ int bitmaps_link(struct check *c, struct qk_error *err)
         range_span(c, dir->directory_off, dir->directory_bytes, &old))
         references_drop(c, old, 1);
     ret = bitmaps_uncount(c, c->bitmaps_way != BITMAPS_GONE, err);
+    if (!(c->actions & ACT_HOLD))
+        c->actions |= ACT_LOWER;
     return ret < 0 ? ret : refcounts_lower(c, err);
 }

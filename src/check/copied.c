@@ -162,11 +162,12 @@ static bool counts_differ(const struct check *c)
 }
 
 /* Only refcounts were wrong, and a new structure has made each of them what its count is: then the
- * marks of the counts say which flags are wrong, as they do where all refcounts were right. */
+ * marks of the counts say which flags are wrong, as they do where all refcounts were right. What
+ * lies in a data file has no marks. */
 static bool counts_made_true(const struct check *c)
 {
     const unsigned refcounts = ACT_RAISE | ACT_LOWER | ACT_REBUILD;
-    if (!c->opts->fix || !(c->actions & ACT_REBUILD) || c->users.len)
+    if (!c->opts->fix || !(c->actions & ACT_REBUILD) || c->users.len || c->data_file)
         return false;
     for (unsigned id = 0; id < PROBLEM_COUNT; id++) {
         unsigned actions = problems[id].actions;
