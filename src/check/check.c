@@ -22,9 +22,8 @@ static unsigned thread_count(const struct qk_check_options *opts)
 /* Before the image was opened, impossible fields were replaced: here they are as they were. */
 static int header_load(struct check *c, struct qk_error *err)
 {
-    const struct header_stored *stored = image_header_stored(c->img);
     uint8_t magic[4];
-    c->raw = stored->fields;
+    c->raw = *image_header_in_file(c->img);
     int ret = io_read(c->file, HEADER_MAGIC_OFF, magic, sizeof(magic), err);
     if (ret < 0)
         return ret;
@@ -433,7 +432,7 @@ static int check_rolling_back(struct attempt *a, const struct qk_check_options *
 static int features_judge(struct attempt *a, const struct qk_check_options *opts,
                           struct qk_error *err)
 {
-    uint64_t unknown = image_header_stored(a->img)->fields.incompatible & ~(uint64_t)INCOMPAT_KNOWN;
+    uint64_t unknown = image_header_in_file(a->img)->incompatible & ~(uint64_t)INCOMPAT_KNOWN;
     struct qk_check_options look = muted(opts);
     struct qk_check_result seen;
     if (!unknown || !problem_fixable(opts, PROBLEM_FEATURE_UNKNOWN))

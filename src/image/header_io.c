@@ -150,6 +150,11 @@ int header_io_load(struct image *img, struct qk_error *err)
     return ret;
 }
 
+const struct header *image_header_in_file(const struct image *img)
+{
+    return img->opts.for_check ? &img->stored.fields : &img->h;
+}
+
 const struct header_stored *image_header_stored(const struct image *img)
 {
     return &img->stored;

@@ -247,7 +247,10 @@ int image_bitmap_merge(struct image *img, const char *name, struct image *from, 
 
 /* ---- for check and repair (exclusive use of the image) ---- */
 
-/* Of an image that is open for a check. */
+/* The fields as they are in the file: those of an image that is open for a check may be mended. */
+const struct header *image_header_in_file(const struct image *img);
+
+/* Beside the fields; of an image that is open for a check, else all zero. */
 const struct header_stored *image_header_stored(const struct image *img);
 
 /* Forgets every cached table and re-reads header, L1 and refcount table from the file. */
