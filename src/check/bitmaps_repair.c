@@ -125,8 +125,7 @@ static int directory_write(struct check *c, uint64_t off, struct qk_error *err)
     return plan_write(c, &what, &w, err);
 }
 
-/* Where the extension's data is in the file; 0: not where the header's layout says. */
-static uint64_t extension_place(struct check *c)
+uint64_t bitmaps_extension_place(const struct check *c)
 {
     const struct header_extension_vec *list = &image_extensions(c->img)->list;
     uint64_t off = c->h->header_bytes;
@@ -150,14 +149,14 @@ static int extension_write(struct check *c, uint64_t directory_off, const char *
     const struct bitmaps_extension now = {c->bitmaps_kept, c->bitmaps_bytes, directory_off};
     uint8_t data[BITMAPS_EXTENSION_BYTES];
     bitmaps_extension_encode(&now, data);
-    const struct plan_bytes w = {extension_place(c), data, sizeof(data)};
+    const struct plan_bytes w = {bitmaps_extension_place(c), data, sizeof(data)};
     return plan_write(c, &what, &w, err);
 }
 
 /* Beside the old one needs room, and clusters that nothing unreadable may own. */
 static enum bitmaps_way choose_way(struct check *c)
 {
-    if (c->bitmaps_lost || !c->bitmaps_kept || !extension_place(c))
+    if (c->bitmaps_lost || !c->bitmaps_kept || !bitmaps_extension_place(c))
         return BITMAPS_GONE;
     if (c->file->can_grow && !c->no_growth && !(c->actions & ACT_HOLD))
         return BITMAPS_BESIDE;
@@ -219,7 +218,7 @@ int bitmaps_drop(struct check *c, struct qk_error *err)
 static int name_new(struct check *c, struct qk_error *err)
 {
     static const struct step aside = {.action = "put the bitmaps aside", .structure = "header"};
-    uint64_t at = extension_place(c);
+    uint64_t at = bitmaps_extension_place(c);
     int ret = 0;
     if (at / HEADER_SECTOR != (at + BITMAPS_EXTENSION_BYTES - 1) / HEADER_SECTOR)
         ret = bit_write(c, false, &aside, err);

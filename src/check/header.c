@@ -162,6 +162,18 @@ static void extension_problems(const struct check *c, struct fields *f)
     }
 }
 
+static void bitmaps_problem(const struct check *c, struct fields *f)
+{
+    const struct header_extension *ext =
+        header_extensions_find(image_extensions(c->img), HEXT_BITMAPS);
+    if (!ext || ext->len < 8 || !(c->raw.autoclear & AUTOCLEAR_BITMAPS))
+        return;
+    uint32_t off = (uint32_t)bitmaps_extension_place(c);
+    if (off)
+        add(f, (struct field_problem){PROBLEM_BITMAPS_RESERVED, off + 4, 4,
+                                      load_be32(ext->data + 4), 0, TELL_VALUES});
+}
+
 static void size_problems(const struct check *c, struct fields *f)
 {
     const struct header *raw = &c->raw, *view = &c->view;
@@ -202,6 +214,7 @@ static struct fields fields_judge(const struct check *c)
     size_problems(c, &f);
     crypt_problem(c, &f);
     extension_problems(c, &f);
+    bitmaps_problem(c, &f);
     return f;
 }
 

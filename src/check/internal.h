@@ -397,6 +397,8 @@ int bitmaps_drop(struct check *c, struct qk_error *err);
 int bitmaps_link(struct check *c, struct qk_error *err);
 /* Takes off what the tables of all bitmaps name, and these themselves; or those of the bad ones. */
 int bitmaps_uncount(struct check *c, bool bad_only, struct qk_error *err);
+/* Where the extension's data is in the file; 0: not where the header's layout says. */
+uint64_t bitmaps_extension_place(const struct check *c);
 /* Before what the guest reads changes: bitmaps that track changes (with `disabled_too` all) are
  * marked as in use, stable before what follows; where the directory cannot be written, the bit goes
  * that says that any are right. bitmaps_before_changes: when c->guest_changes asks for it. */

@@ -658,6 +658,11 @@ def bitmaps_extension_too_short(image):
     image.put(image.extension(EXT_BITMAPS)[0] - 4, 16, 4)
 
 
+@case([103], CLEAN, "bitmaps")
+def bitmaps_extension_reserved(image):
+    image.put(image.extension(EXT_BITMAPS)[0] + 4, 7, 4)
+
+
 @case([102], STAYS, ("snapshots", "extended", "plain"), touched=ALL_TOUCHED)
 def extension_past_the_header(image):
     image.put(image.field("header_bytes") + 4, image.cluster, 4)
