@@ -225,6 +225,9 @@ int image_begin_writing(struct image *img, struct qk_error *err)
         return qk_fail_at(err, -EROFS, WHERE(img->file->name, NULL, QK_OFFSET_NONE),
                           "opened read-only");
     LOCK_SCOPE(&img->header_lock);
+    /* who came first may be reading the fields by now */
+    if (__atomic_load_n(&img->writing_begun, __ATOMIC_ACQUIRE))
+        return 0;
     uint64_t autoclear = img->h.autoclear, incompatible = img->h.incompatible;
     img->h.autoclear &= AUTOCLEAR_BITMAPS | (img->g.data_file ? AUTOCLEAR_DATA_FILE_RAW : 0);
     if (img->lazy)
