@@ -139,11 +139,12 @@ int data_raw_discard(struct image *img, guest_off_t off, uint64_t len, struct qk
 /* ---- the length ---- */
 
 /* Clusters are to be mapped where the file has something behind the old end already, as after a
- * shrinking that was cut off before the file was. */
+ * shrinking that was cut off before the file was. What a raw file has there may be its owner's, who
+ * lengthened it for the disk to grow over: it is never destroyed. */
 static int clear_behind(struct image *img, uint64_t length, uint64_t size, struct qk_error *err)
 {
     uint64_t old_size = image_size(img), end = min_u64(length, size);
-    if (image_is_encrypted(img) || end <= old_size)
+    if (image_data_file_is_raw(img) || image_is_encrypted(img) || end <= old_size)
         return 0;
     return io_zero_or_write(img->data, old_size, end - old_size, 0, err);
 }
