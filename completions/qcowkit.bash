@@ -73,7 +73,7 @@ check -r text leaks all
 check --repair text leaks all
 check --explain flag
 check --plan flag
-check --allow text copies entries snapshots bitmaps header lossy rollback
+check --allow text copies entries snapshots bitmaps header lossy rollback l1
 check --undo file
 check --no-undo flag
 check -p flag

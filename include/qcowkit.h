@@ -563,6 +563,7 @@ enum qk_allow {
     QK_ALLOW_BITMAPS = 1u << 3,   /* bitmaps that cannot be used are dropped */
     QK_ALLOW_HEADER = 1u << 4,    /* header fields get the likely value, or none */
     QK_ALLOW_ROLLBACK = 1u << 5,  /* damaged active tables: the disk goes back to a snapshot */
+    QK_ALLOW_L1 = 1u << 6,        /* what is lost of an L1 table as a whole is given up */
 };
 
 enum qk_fix { QK_FIX_LEAKS = 1u << 0, QK_FIX_ERRORS = 1u << 1 };
@@ -645,7 +646,8 @@ struct qk_undo_result {
  * Gives file `name` back the bytes and the length that it had before the repair which wrote
  * `undo_file`; also after a repair or an undo that was cut off. May be repeated. -EINVAL: no undo
  * file, or a damaged one; -EUCLEAN: it is about another image, or the image was changed since the
- * repair: then, too, nothing was written. -EAGAIN: another program uses the image. MT-safe.
+ * repair: then, too, nothing was written. -EACCES: the undo file cannot be written to, and has to
+ * note that an undo has begun. -EAGAIN: another program uses the image. MT-safe.
  */
 QK_API int qk_undo(const char *name, const char *undo_file, struct qk_undo_result *result,
                    struct qk_error *err);

@@ -244,6 +244,8 @@ int cut_fill(struct check *c, struct qk_error *err)
                         .structure = "table at the end of the file",
                         .lost_off = c->cut.lost_off,
                         .lost_bytes = c->cut.lost_bytes};
+    if (c->sink.seen[PROBLEM_L1_TABLE_OUTSIDE])
+        what.lost = "the active L1 table, which alone says where the disk's data is in the file";
     if (c->cut.fill_end <= c->file_bytes)
         return 0;
     uint64_t bytes = min_u64(sizeof(zeroes), c->cut.fill_end - c->file_bytes);

@@ -187,6 +187,7 @@ struct check {
     const struct geometry *g;
     const struct refcount_ops *ops;
     const struct qk_check_options *opts;
+    struct qk_check_options fewer_choices; /* than those given, while c->opts is this */
     struct qk_check_result *result;
     struct sink sink;
     unsigned threads;
@@ -270,6 +271,9 @@ struct parallel_job {
     uint64_t items;
     size_t scratch_bytes;
     int (*fn)(struct check *c, uint64_t item, void *scratch, struct qk_error *err);
+    /* Tells the file what this item will read; called once for each, some items ahead. May be NULL.
+     */
+    void (*will_read)(struct check *c, uint64_t item);
 };
 int parallel_for(struct check *c, const struct parallel_job *job, struct qk_error *err);
 /* Adds to the progress and asks whether to go on: -ECANCELED. MT-safe. */

@@ -28,8 +28,9 @@ static const uint8_t choices[PROBLEM_COUNT] = {
     [PROBLEM_L1_RESERVED] = QK_ALLOW_ENTRIES,
     [PROBLEM_L1_UNALIGNED] = QK_ALLOW_ENTRIES,
     [PROBLEM_L1_OUTSIDE] = QK_ALLOW_ENTRIES,
-    [PROBLEM_L1_TABLE_OUTSIDE] = QK_ALLOW_ENTRIES,
-    [PROBLEM_L1_CUT] = QK_ALLOW_ENTRIES,
+    [PROBLEM_L1_TABLE_OUTSIDE] = QK_ALLOW_L1,
+    [PROBLEM_L1_CUT] = QK_ALLOW_L1,
+    [PROBLEM_L1_RUIN] = QK_ALLOW_L1,
     [PROBLEM_L2_CUT] = QK_ALLOW_ENTRIES,
     [PROBLEM_L2_COMPRESSED_CUT] = QK_ALLOW_ENTRIES,
     [PROBLEM_L2_DATA_FILE_CUT] = QK_ALLOW_ENTRIES,
@@ -78,6 +79,20 @@ bool problem_chosen(const struct qk_check_options *opts, enum problem_id id)
     return problems[id].repair != QK_REPAIR_SAFE && problem_fixable(opts, id);
 }
 
+/* An L1 table that lies behind the end is given up, or else named where the search has found it;
+ * entries are given up beside a table that is a ruin only with it. */
+static unsigned choice_of(const struct sink *s, enum problem_id id, enum qk_repair *repair)
+{
+    unsigned ruin = QK_ALLOW_ENTRIES | QK_ALLOW_L1;
+    *repair = problems[id].repair;
+    if (s->seen[PROBLEM_L1_RUIN] && (choices[id] & ruin))
+        return ruin;
+    if (id != PROBLEM_L1_TABLE_OUTSIDE || !s->seen[PROBLEM_L1_TABLE_MISPLACED])
+        return choices[id];
+    *repair = QK_REPAIR_ASK;
+    return QK_ALLOW_HEADER;
+}
+
 static uint64_t *open_counter(struct qk_check_result *r, enum qk_severity severity)
 {
     switch (severity) {
@@ -124,6 +139,8 @@ static bool hand_on(struct sink *s, const struct finding *f, bool repaired, uint
         return false;
     char text[1600];
     uint64_t guest_off = f->guest_off == QK_OFFSET_NONE ? s->guest_off : f->guest_off;
+    enum qk_repair repair;
+    unsigned allow = choice_of(s, f->id, &repair);
     int n = snprintf(text, sizeof(text), "%s", first_word(p, repaired));
     vsnprintf(text + n, sizeof(text) - (size_t)n, p->format, args);
     const struct qk_problem problem = {
@@ -134,7 +151,7 @@ static bool hand_on(struct sink *s, const struct finding *f, bool repaired, uint
         .text = text,
         .explanation = p->explanation,
         .severity = p->severity,
-        .repair = p->repair,
+        .repair = repair,
         .repaired = repaired,
         .file_off = f->file_off,
         .guest_off = guest_off,
@@ -146,7 +163,7 @@ static bool hand_on(struct sink *s, const struct finding *f, bool repaired, uint
         .users = s->user_count ? s->users : NULL,
         .user_count = s->user_count,
         .user_total = s->user_count ? s->user_total : 0,
-        .allow = choices[f->id],
+        .allow = allow,
         .bitmap = s->bitmap,
     };
     if (clusters > 1)

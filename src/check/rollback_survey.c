@@ -138,7 +138,7 @@ static bool active_damaged(const struct check *c)
     if (seen[PROBLEM_L1_TABLE_MISPLACED] && (c->opts->allow & QK_ALLOW_HEADER))
         return false;
     if (seen[PROBLEM_L1_TABLE_OUTSIDE] || seen[PROBLEM_L1_TABLE_MISPLACED] ||
-        seen[PROBLEM_L1_TABLE_LOST])
+        seen[PROBLEM_L1_TABLE_LOST] || seen[PROBLEM_L1_RUIN])
         return true;
     if (seen[PROBLEM_L1_UNREADABLE] && c->h->l1_entries && !c->l1_entries)
         return true;

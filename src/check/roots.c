@@ -110,6 +110,40 @@ static int active_l1_count(struct check *c, struct qk_error *err)
     return ret;
 }
 
+/* No program writes such an entry, and no single bit that flips makes it. */
+static bool l1_wild(uint64_t raw, const struct l1_verdict *v)
+{
+    for (unsigned i = 0; i < v->problem_count; i++) {
+        if (v->problems[i] == PROBLEM_L1_RESERVED || v->problems[i] == PROBLEM_L1_UNALIGNED ||
+            (v->problems[i] == PROBLEM_L1_STRAY && raw != ENTRY_COPIED))
+            return true;
+    }
+    return false;
+}
+
+/* Most entries are impossible, two at least: that is no damage of entries, and is given up by no
+ * word that is about entries. */
+static void active_l1_judge(struct check *c)
+{
+    uint64_t used = 0, wild = 0;
+    for (uint32_t i = 0; i < c->l1_entries; i++) {
+        struct l1_verdict v = l1_judge(c, c->l1[i]);
+        used += c->l1[i] != 0;
+        wild += l1_wild(c->l1[i], &v);
+    }
+    if (wild < 2 || wild <= used / 2)
+        return;
+    const struct finding f = {PROBLEM_L1_RUIN, c->h->l1_off, 0, 0, wild};
+    c->sink.range_bytes = c->h->size_bytes;
+    sink_found(&c->sink, &f, used, wild);
+    c->sink.range_bytes = 0;
+    if (c->opts->allow & QK_ALLOW_L1)
+        return;
+    c->fewer_choices = *c->opts;
+    c->fewer_choices.allow &= ~(unsigned)QK_ALLOW_ENTRIES;
+    c->opts = c->sink.opts = &c->fewer_choices;
+}
+
 static int active_l1_collect(struct check *c, struct qk_error *err)
 {
     int ret = active_l1_count(c, err);
@@ -117,6 +151,8 @@ static int active_l1_collect(struct check *c, struct qk_error *err)
         ret = active_l1_load(c, err);
     if (ret == 0)
         rollback_trim_l1(c);
+    if (ret == 0)
+        active_l1_judge(c);
     for (uint32_t i = 0; ret == 0 && i < c->l1_entries; i++) {
         if (!c->l1[i])
             continue;

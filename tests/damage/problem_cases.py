@@ -332,6 +332,11 @@ def l1_table_cut(image):
     image.resize(image.l1_off + 8 * image.l1_entries - 3)
 
 
+@case([20, 46], STAYS, clusters=(512,), touched=ALL_TOUCHED)
+def l1_table_of_text(image):
+    image.write(image.l1_off, b"a line of a log\n" * (image.l1_entries // 2))
+
+
 @case([34], CLEAN, [k for k in ANY if k not in h.SNAPSHOT_KINDS])
 def l2_copied_missing(image):
     image.set_l2(3, image.l2(3) & ~COPIED)

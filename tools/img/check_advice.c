@@ -62,15 +62,20 @@ static void offer_repair(const struct check_advice *a, bool *begun, bool all)
 static void offer_choices(const struct check_advice *a, bool *begun)
 {
     const struct check_findings *f = a->findings;
+    unsigned offered = a->allow;
     for (size_t i = 0; i < CHECK_CHOICES; i++) {
-        const struct check_choice *c = &check_choices[i];
-        if (!(f->needed & c->bit & ~a->allow))
+        const struct check_choice *c = check_choice_at(i, f->needed);
+        const uint64_t n = f->needing[c - check_choices];
+        const unsigned bits = f->together[c - check_choices];
+        if (!(f->needed & c->bit) || !(bits & ~offered))
             continue;
-        TEXT_CLEANUP char *options = xprintf("--plan --allow %s", c->name);
-        TEXT_CLEANUP char *count = check_choice_count(c, f->needing[i]);
+        offered |= bits;
+        TEXT_CLEANUP char *names = check_allow_names(bits, NULL);
+        TEXT_CLEANUP char *options = xprintf("--plan --allow %s", names);
+        TEXT_CLEANUP char *count = check_choice_count(c, n);
         TEXT_CLEANUP char *why =
             xprintf("%s need%s your leave: %s; this tells what would be given up", count,
-                    f->needing[i] == 1 ? "s" : "", c->does);
+                    n == 1 ? "s" : "", c->does);
         offer(a, begun, options, why);
     }
 }

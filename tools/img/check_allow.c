@@ -16,10 +16,19 @@ const struct check_choice check_choices[CHECK_CHOICES] = {
     {"copies", QK_ALLOW_COPIES, "give guest clusters that share a cluster one each"},
     {"rollback", QK_ALLOW_ROLLBACK,
      "bring the disk back to the newest of them, which gives up what was written since"},
+    {"l1", QK_ALLOW_L1,
+     "give up what is lost of an L1 table: the disk is empty there, whatever it held"},
 };
 
-/* Going back is no way of repairing single entries: it has to be asked for by its own name. */
-#define LOSSY (~(unsigned)QK_ALLOW_ROLLBACK)
+/* These two give up a disk, or most of it: each has to be asked for by its own name. */
+#define LOSSY (~(unsigned)(QK_ALLOW_ROLLBACK | QK_ALLOW_L1))
+
+const struct check_choice *check_choice_at(size_t i, unsigned needed)
+{
+    static const unsigned char few[CHECK_CHOICES] = {0, 1, 2, 3, 4, 5, 6};
+    static const unsigned char lost[CHECK_CHOICES] = {0, 5, 6, 1, 2, 3, 4};
+    return &check_choices[needed & QK_ALLOW_L1 ? lost[i] : few[i]];
+}
 
 static unsigned word_bits(const char *word, size_t len)
 {

@@ -13,8 +13,11 @@ struct check_choice {
     unsigned bit;     /* of enum qk_allow */
     const char *does; /* "clear ...", for a question and for a hint */
 };
-#define CHECK_CHOICES 6
+#define CHECK_CHOICES 7
 extern const struct check_choice check_choices[CHECK_CHOICES];
+/* Number i, from 0 on, of all choices when `needed` are to be made: what gives up less comes first,
+ * and of a table that is lost, what becomes of it. */
+const struct check_choice *check_choice_at(size_t i, unsigned needed);
 
 /* The values of option `id` -> bits, and the snapshot of "rollback=SNAPSHOT", to be freed. Returns
  * -1 to go on, or the exit status of a wrong one. */

@@ -107,7 +107,8 @@ void findings_recount(struct check_findings *f)
 
 static void count(struct check_findings *f, const struct qk_problem *p, uint64_t n)
 {
-    if (p->repaired || (p->severity == QK_SEVERITY_NONE && p->number != SNAPSHOT_SOUND))
+    bool choice = p->number == SNAPSHOT_SOUND || p->repair == QK_REPAIR_LOSSY;
+    if (p->repaired || (p->severity == QK_SEVERITY_NONE && !choice))
         return;
     if (p->repair == QK_REPAIR_SAFE && p->severity == QK_SEVERITY_LEAK)
         f->safe_leaks += n;
@@ -117,8 +118,12 @@ static void count(struct check_findings *f, const struct qk_problem *p, uint64_t
         f->unreadable += p->severity == QK_SEVERITY_ERROR ? n : 0;
     else
         f->needed |= p->allow;
-    for (size_t i = 0; i < CHECK_CHOICES && p->repair != QK_REPAIR_SAFE; i++)
-        f->needing[i] += p->allow & check_choices[i].bit ? n : 0;
+    for (size_t i = 0; i < CHECK_CHOICES && p->repair != QK_REPAIR_SAFE; i++) {
+        if (!(p->allow & check_choices[i].bit))
+            continue;
+        f->together[i] = f->needing[i] ? f->together[i] & p->allow : p->allow;
+        f->needing[i] += n;
+    }
 }
 
 void findings_on_problem(void *findings, const struct qk_problem *problem)

@@ -33,6 +33,7 @@ struct check_findings {
     uint64_t safe_leaks, safe_errors, unreadable;
     unsigned needed; /* of enum qk_allow */
     uint64_t needing[CHECK_CHOICES];
+    unsigned together[CHECK_CHOICES]; /* the choices that all of these need, this one included */
     bool explained[MAX_EXPLAINED];
     char *buffer; /* of stderr */
     struct check_finding *item;

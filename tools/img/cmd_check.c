@@ -37,9 +37,10 @@ static const struct opt_desc options[] = {
     {OPT_PLAN, "plan", NULL, "tell what a repair would do (-r all, or as -r says); write nothing",
      OPT_KIND_FLAG, NULL, 0, 0, NULL},
     {OPT_ALLOW, "allow", "LIST",
-     "let -r make choices, too: copies, entries, snapshots, bitmaps, header (lossy: these five); "
-     "rollback[=SNAPSHOT]",
-     OPT_KIND_TEXT, NULL, 0, 0, "copies entries snapshots bitmaps header lossy rollback"},
+     "let -r make choices, too: copies, entries, snapshots, bitmaps, header (lossy: these five, "
+     "not "
+     "the next two); rollback[=SNAPSHOT]; l1",
+     OPT_KIND_TEXT, NULL, 0, 0, "copies entries snapshots bitmaps header lossy rollback l1"},
     {OPT_UNDO, "undo", "FILE", "save what -r overwrites in FILE (default: FILENAME.undo-N)",
      OPT_KIND_FILE, NULL, 0, 0, NULL},
     {OPT_NO_UNDO, "no-undo", NULL, "save nothing of what -r overwrites", OPT_KIND_FLAG, NULL, 0, 0,
@@ -336,18 +337,22 @@ static bool answered_yes(void)
 /* Which of the choices that are left to make. */
 static unsigned ask_choices(const struct check_findings *f, unsigned needed)
 {
-    unsigned chosen = 0;
+    unsigned chosen = 0, asked = 0;
     bool many = needed & (needed - 1);
     for (size_t i = 0; i < CHECK_CHOICES; i++) {
-        const struct check_choice *choice = &check_choices[i];
-        if (!(needed & choice->bit))
+        const struct check_choice *choice = check_choice_at(i, needed);
+        const uint64_t n = f->needing[choice - check_choices];
+        const unsigned bits = f->together[choice - check_choices];
+        bool moot = (bits & QK_ALLOW_L1) && (chosen & QK_ALLOW_ROLLBACK);
+        if (!(needed & choice->bit) || !(bits & ~asked) || moot)
             continue;
-        TEXT_CLEANUP char *count = check_choice_count(choice, f->needing[i]);
-        printf("\n%s %s left to a choice (--allow %s): %s%s", count,
-               f->needing[i] == 1 ? "is" : "are", choice->name, choice->does,
-               many ? "? [y/N] " : ".\n");
+        asked |= bits;
+        TEXT_CLEANUP char *names = check_allow_names(bits, NULL);
+        TEXT_CLEANUP char *count = check_choice_count(choice, n);
+        printf("\n%s %s left to a choice (--allow %s): %s%s", count, n == 1 ? "is" : "are", names,
+               choice->does, many ? "? [y/N] " : ".\n");
         if (!many || answered_yes())
-            chosen |= choice->bit;
+            chosen |= bits;
     }
     return chosen;
 }
