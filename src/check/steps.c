@@ -137,6 +137,8 @@ static int commit_saving(struct check *c, struct qk_io *file, struct qk_io *log,
         c->result->undo_saved = true;
         ret = stage_commit(c->stage, file, err);
     }
+    if (ret == 0 && !c->undo_log)
+        undo_done(undo);
     io_close(undo, NULL);
     return ret;
 }

@@ -225,6 +225,15 @@ int undo_ready(struct qk_io *io, struct qk_error *err)
     return cannot_save(u, make_ready(u, err), err);
 }
 
+void undo_done(struct qk_io *io)
+{
+    struct undo *u = undo_of(io);
+    const struct undo_record r = {.type = UNDO_DONE};
+    LOCK_SCOPE(&u->lock);
+    if (u->ready && u->seq && append(u, r, NULL, NULL) == 0)
+        io_flush(u->log, NULL);
+}
+
 /* ---- the store ---- */
 
 static int undo_preadv(struct qk_io *io, uint64_t off, const struct iovec *iov, int iovcnt,

@@ -9,10 +9,15 @@
  *   SUMS   the checksum of each sector of a range as it will be
  *   SIZE   a length that the store will have
  *   REDY   everything before it is stable: what it announces may happen from here on
+ *   DONE   all of it has happened and is stable; the last record
+ *   BACK   in the place of DONE while an undo is on
  * So a log that is torn behind its last REDY is whole: what it lacks did not happen.
  *
  * The sums are what makes the way back safe: each sector that was announced must be as it was, or
  * as one of the announced changes left it. Another image, or one that was used since, is refused.
+ * Behind DONE there is no mixture, either: all sectors are as the last change left them, or all as
+ * they were. (Who uses the image may bring single sectors back to what they were, as a refcount
+ * when a cluster that was freed is used again.)
  */
 #ifndef QK_IO_UNDO_H
 #define QK_IO_UNDO_H
@@ -32,6 +37,9 @@ int io_undo_open(struct qk_io *inner, struct qk_io *log, struct qk_io **out, str
 int undo_announce(struct qk_io *io, uint64_t off, const void *bytes, size_t len,
                   struct qk_error *err);
 int undo_ready(struct qk_io *io, struct qk_error *err);
+/* All that was announced has happened, and is stable. What fails is no loss but of the strict look
+ * that this allows. */
+void undo_done(struct qk_io *io);
 
 struct undo_result {
     uint64_t sectors; /* that were put back, whether or not they differed */
@@ -41,7 +49,8 @@ struct undo_result {
 /*
  * Puts back what `log` holds: bytes and length. The result is stable on return. May be done again,
  * also when it was cut off in the middle. -EINVAL: no log, or a damaged one; -EUCLEAN: `store` is
- * not the one that the log is about, or was changed since; nothing was written then.
+ * not the one that the log is about, or was changed since; -EACCES: the log says DONE, and cannot
+ * be written to; nothing was written then.
  */
 int undo_restore(struct qk_io *log, struct qk_io *store, struct undo_result *result,
                  struct qk_error *err);

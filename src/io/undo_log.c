@@ -73,6 +73,8 @@ static bool payload_fits(const struct undo_record *r)
     case UNDO_ZERO:
     case UNDO_SIZE:
     case UNDO_REDY:
+    case UNDO_DONE:
+    case UNDO_BACK:
         return !r->payload_bytes;
     default:
         return false;

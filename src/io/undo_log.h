@@ -21,6 +21,8 @@
 #define UNDO_SUMS UINT32_C(0x53554d53)
 #define UNDO_SIZE UINT32_C(0x53495a45)
 #define UNDO_REDY UINT32_C(0x52454459)
+#define UNDO_DONE UINT32_C(0x444f4e45)
+#define UNDO_BACK UINT32_C(0x4241434b)
 
 struct undo_head {
     uint64_t length; /* of the store before any change */

@@ -27,14 +27,22 @@ struct restore {
     uint64_t log_bytes;
     bool begun; /* changes were allowed to happen */
     uint64_t longest, shortest;
-    struct piece_vec pieces;       /* by their place in the store once the log is read */
-    uint8_t *payload, *buf;        /* WINDOW each */
-    uint32_t sums[WINDOW_SECTORS]; /* of the sectors in buf */
-    uint8_t known[WINDOW_SECTORS]; /* enum known */
+    struct {
+        uint64_t off, seq; /* of DONE or BACK; off 0: there is none */
+        bool done;
+    } last;
+    uint64_t store_bytes;
+    bool all_old, all_new;           /* every sector is as it was, as the last change left it */
+    uint64_t not_new;                /* the first that is not */
+    struct piece_vec pieces;         /* by their place in the store once the log is read */
+    uint8_t *payload, *buf;          /* WINDOW each */
+    uint32_t sums[WINDOW_SECTORS];   /* of the sectors in buf */
+    uint8_t known[WINDOW_SECTORS];   /* enum known */
+    uint64_t latest[WINDOW_SECTORS]; /* which SUMS is the last one of a sector; 0: none */
 };
 
-/* What the log says of a sector in the window. */
-enum known { KNOWN = 1, FITS = 2 };
+/* What the log says of a sector in the window: it has one of the states, the old one, the last. */
+enum known { KNOWN = 1, FITS = 2, OLD = 4, NEW = 8 };
 
 static int log_damaged(const struct restore *r, uint64_t off, struct qk_error *err)
 {
@@ -97,7 +105,13 @@ static int record_keep(struct restore *r, struct reading *at, const struct undo_
         at->shortest = min_u64(at->shortest, record->len);
         return 0;
     }
-    if (record->type == UNDO_REDY || !record->len)
+    if (record->type == UNDO_DONE || record->type == UNDO_BACK) {
+        r->last.off = at->off;
+        r->last.seq = record->seq;
+        r->last.done = record->type == UNDO_DONE;
+    }
+    if (record->type == UNDO_REDY || record->type == UNDO_DONE || record->type == UNDO_BACK ||
+        !record->len)
         return 0;
     if (record->type != UNDO_SUMS && !range_within(record->off, record->len, r->head.length))
         return log_damaged(r, at->off, err);
@@ -136,6 +150,7 @@ static int records_load(struct restore *r, struct qk_error *err)
     struct reading at = {UNDO_HEAD_BYTES, 0, 0, r->head.length, r->head.length}, ready = at;
     struct undo_record record;
     while (record_at(r, at.off, &record) && record.seq == at.seq) {
+        r->last.off = 0; /* what lies behind it makes it none */
         int ret = record_keep(r, &at, &record, err);
         if (ret < 0)
             return ret;
@@ -186,6 +201,18 @@ struct window {
     size_t first; /* the first piece that may reach into it */
 };
 
+/* Of several states that were announced, the last one counts. */
+static void sector_note(struct restore *r, const struct piece *p, size_t i, bool fits)
+{
+    r->known[i] |= (uint8_t)(KNOWN | (fits ? FITS : 0));
+    if (p->type != UNDO_SUMS) {
+        r->known[i] |= fits ? OLD : 0;
+    } else if (p->payload_off > r->latest[i]) {
+        r->latest[i] = p->payload_off;
+        r->known[i] = (uint8_t)((r->known[i] & ~NEW) | (fits ? NEW : 0));
+    }
+}
+
 /* A store reads as zeroes behind its end, so the last sector counts as a whole one. */
 static int look_piece(struct restore *r, const struct window *w, const struct piece *p,
                       struct qk_error *err)
@@ -202,22 +229,32 @@ static int look_piece(struct restore *r, const struct window *w, const struct pi
     for (size_t i = 0; ret == 0 && i < n; i++) {
         uint32_t sum = p->type == UNDO_SUMS ? load_be32(r->payload + 4 * i)
                                             : crc32c(0, r->payload + i * UNDO_SECTOR, UNDO_SECTOR);
-        r->known[at + i] |= (uint8_t)(KNOWN | (sum == r->sums[at + i] ? FITS : 0));
+        sector_note(r, p, at + i, sum == r->sums[at + i]);
     }
     return ret;
+}
+
+static bool sector_fits(struct restore *r, size_t i, uint64_t off)
+{
+    static const uint8_t zero[UNDO_SECTOR];
+    uint8_t known = r->known[i];
+    bool grown = off >= r->head.length,
+         untouched =
+             grown ? !memcmp(r->buf + i * UNDO_SECTOR, zero, sizeof(zero)) : !known || known & OLD;
+    r->all_old &= grown ? off >= r->store_bytes : untouched;
+    if (!(r->latest[i] ? (known & NEW) != 0 : untouched)) {
+        r->not_new = r->all_new ? off : r->not_new;
+        r->all_new = false;
+    }
+    return (known & FITS) || (!grown && !known) || (grown && untouched);
 }
 
 /* Each sector is in a state that the log knows; what the store grew by may be zero, too, and what
  * else there is in its old part was not touched. */
 static int sectors_fit(struct restore *r, const struct window *w, struct qk_error *err)
 {
-    static const uint8_t zero[UNDO_SECTOR];
     for (uint64_t off = w->off; off < w->end; off += UNDO_SECTOR) {
-        size_t i = (size_t)((off - w->off) / UNDO_SECTOR);
-        bool grown = off >= r->head.length;
-        bool fits = (r->known[i] & FITS) || (!grown && !r->known[i]) ||
-                    (grown && !memcmp(r->buf + (off - w->off), zero, sizeof(zero)));
-        if (!fits)
+        if (!sector_fits(r, (size_t)((off - w->off) / UNDO_SECTOR), off))
             return changed_since(r, off, err);
     }
     return 0;
@@ -230,6 +267,7 @@ static int window_fits(struct restore *r, const struct window *w, struct qk_erro
     for (size_t i = 0; ret == 0 && i < sectors; i++) {
         r->sums[i] = crc32c(0, r->buf + i * UNDO_SECTOR, UNDO_SECTOR);
         r->known[i] = 0;
+        r->latest[i] = 0;
     }
     for (size_t i = w->first; i < r->pieces.len && r->pieces.ptr[i].off < w->end && ret == 0; i++) {
         if (r->pieces.ptr[i].off + r->pieces.ptr[i].len > w->off)
@@ -283,8 +321,12 @@ static int store_fits(struct restore *r, struct qk_error *err)
         return changed_since(r, min_u64(length, r->head.length), err);
     uint64_t grown = ret == 0 ? grown_from(r, 0, length) : UINT64_MAX;
     struct window w = {0};
+    r->store_bytes = length;
+    r->all_old = r->all_new = true;
     while (ret == 0 && window_next(r, &w, &grown, length))
         ret = window_fits(r, &w, err);
+    if (ret == 0 && r->last.off && r->last.done && !r->all_old && !r->all_new)
+        ret = changed_since(r, r->not_new, err);
     return ret;
 }
 
@@ -325,6 +367,27 @@ static int put_back(struct restore *r, struct undo_result *result, struct qk_err
     return ret < 0 ? ret : io_flush(r->store, err);
 }
 
+/* From here to the end of the undo a mixture of sectors is what there may be. */
+static int mark(struct restore *r, uint32_t type, struct qk_error *err)
+{
+    const struct undo_record record = {.type = type, .seq = r->last.seq};
+    uint8_t bytes[UNDO_RECORD_BYTES];
+    undo_record_encode(&r->head, &record, NULL, bytes);
+    int ret = io_write(r->log, r->last.off, bytes, sizeof(bytes), 0, err);
+    return ret < 0 ? ret : io_flush(r->log, err);
+}
+
+static int mark_begun(struct restore *r, struct qk_error *err)
+{
+    if (!r->last.off || !r->last.done || r->all_old)
+        return 0;
+    if (!r->log->writable)
+        return qk_fail_at(err, -EACCES, WHERE(r->log->name, "undo file", r->last.off),
+                          "the undo file cannot be written to, and has to note that an undo has "
+                          "begun; nothing was changed. A copy of it will do");
+    return mark(r, UNDO_BACK, err);
+}
+
 static int restore_run(struct restore *r, struct undo_result *result, struct qk_error *err)
 {
     int ret = head_load(r, err);
@@ -335,7 +398,14 @@ static int restore_run(struct restore *r, struct undo_result *result, struct qk_
     result->length = r->head.length;
     result->never_begun = !r->begun;
     ret = store_fits(r, err);
-    return ret < 0 || !r->begun ? ret : put_back(r, result, err);
+    if (ret < 0 || !r->begun)
+        return ret;
+    ret = mark_begun(r, err);
+    if (ret == 0)
+        ret = put_back(r, result, err);
+    if (ret == 0 && r->last.off && r->log->writable)
+        mark(r, UNDO_DONE, NULL); /* else the next look is not as strict */
+    return ret;
 }
 
 int undo_restore(struct qk_io *log, struct qk_io *store, struct undo_result *result,

@@ -5,6 +5,13 @@
 #include "io/undo.h"
 #include "base/error.h"
 
+/* Where the log cannot be written to, it can still be told what it says. */
+static int log_open(const char *name, struct qk_io **log, struct qk_error *err)
+{
+    const struct io_file_options both = {.writable = true}, read_only = {0};
+    return io_file_open(name, &both, log, NULL) == 0 ? 0 : io_file_open(name, &read_only, log, err);
+}
+
 int qk_undo(const char *name, const char *undo_file, struct qk_undo_result *result,
             struct qk_error *err)
 {
@@ -13,10 +20,9 @@ int qk_undo(const char *name, const char *undo_file, struct qk_undo_result *resu
         .locking = true,
         .used = IO_PERM_READ | IO_PERM_WRITE | IO_PERM_RESIZE,
     };
-    const struct io_file_options log_opts = {0};
     struct qk_io *image = NULL, *log = NULL;
     struct undo_result r;
-    int ret = io_file_open(undo_file, &log_opts, &log, err);
+    int ret = log_open(undo_file, &log, err);
     if (ret == 0)
         ret = io_file_open(name, &image_opts, &image, err);
     if (ret == 0)

@@ -142,6 +142,101 @@ static void test_filter(void)
     io_close(store, NULL);
 }
 
+/* ---- a log that says DONE ---- */
+
+struct done_log {
+    struct qk_io *store, *log;
+    uint8_t before[2 * UNDO_SECTOR], after[2 * UNDO_SECTOR];
+};
+
+/* Two sectors were changed, and that is done. */
+static void done_init(struct done_log *d)
+{
+    struct qk_io *undo = NULL;
+    for (size_t i = 0; i < sizeof(d->before); i++) {
+        d->before[i] = (uint8_t)(i * 7);
+        d->after[i] = (uint8_t)(i * 11 + 1);
+    }
+    d->store = d->log = NULL;
+    CHECK_OK(io_mem_open(d->before, sizeof(d->before), 0, &d->store, NULL));
+    CHECK_OK(io_mem_open(NULL, 0, 0, &d->log, NULL));
+    CHECK_OK(io_undo_open(d->store, d->log, &undo, NULL));
+    CHECK_OK(io_write(undo, 0, d->after, sizeof(d->after), 0, NULL));
+    undo_done(undo);
+    io_close(undo, NULL);
+}
+
+/* The first sector is as it was, the second one as it was changed. */
+static void done_mix(struct done_log *d)
+{
+    CHECK_OK(io_write(d->store, 0, d->before, UNDO_SECTOR, 0, NULL));
+    CHECK_OK(io_write(d->store, UNDO_SECTOR, d->after + UNDO_SECTOR, UNDO_SECTOR, 0, NULL));
+}
+
+static bool done_is(struct done_log *d, const uint8_t *bytes)
+{
+    size_t len;
+    const uint8_t *now = io_mem_data(d->store, &len);
+    return len == sizeof(d->before) && !memcmp(now, bytes, len);
+}
+
+static uint32_t last_type(struct done_log *d, uint64_t *off)
+{
+    uint8_t bytes[UNDO_RECORD_BYTES];
+    struct undo_record r = {0};
+    CHECK_OK(io_size(d->log, off, NULL));
+    *off -= sizeof(bytes);
+    CHECK_OK(io_read(d->log, *off, bytes, sizeof(bytes), NULL));
+    CHECK(undo_record_decode(bytes, &r));
+    return r.type;
+}
+
+/* As the log is while an undo is on. */
+static void done_begin(struct done_log *d)
+{
+    uint8_t head_bytes[UNDO_HEAD_BYTES], bytes[UNDO_RECORD_BYTES];
+    struct undo_head head;
+    struct undo_record r;
+    uint64_t off;
+    CHECK_EQ(last_type(d, &off), UNDO_DONE);
+    CHECK_OK(io_read(d->log, 0, head_bytes, sizeof(head_bytes), NULL));
+    CHECK_OK(io_read(d->log, off, bytes, sizeof(bytes), NULL));
+    CHECK_OK(undo_head_decode(head_bytes, &head, NULL));
+    CHECK(undo_record_decode(bytes, &r));
+    r.type = UNDO_BACK;
+    undo_record_encode(&head, &r, NULL, bytes);
+    CHECK_OK(io_write(d->log, off, bytes, sizeof(bytes), 0, NULL));
+}
+
+/* Then each sector by itself may not be as one state or the other; while an undo is on, it may. */
+static void test_done(void)
+{
+    struct done_log d;
+    struct undo_result result;
+    uint64_t off;
+    done_init(&d);
+    done_mix(&d);
+    CHECK_EQ(undo_restore(d.log, d.store, &result, NULL), -EUCLEAN);
+    CHECK(!done_is(&d, d.before));
+    done_begin(&d);
+    CHECK_OK(undo_restore(d.log, d.store, &result, NULL));
+    CHECK(done_is(&d, d.before));
+    CHECK_EQ(last_type(&d, &off), UNDO_DONE);
+    CHECK_OK(undo_restore(d.log, d.store, &result, NULL));
+    done_mix(&d);
+    CHECK_EQ(undo_restore(d.log, d.store, &result, NULL), -EUCLEAN);
+    CHECK_OK(io_write(d.store, 0, d.after, sizeof(d.after), 0, NULL));
+    d.log->writable = false;
+    CHECK_EQ(undo_restore(d.log, d.store, &result, NULL), -EACCES);
+    CHECK(done_is(&d, d.after));
+    d.log->writable = true;
+    CHECK_OK(undo_restore(d.log, d.store, &result, NULL));
+    CHECK(done_is(&d, d.before));
+    CHECK_EQ(last_type(&d, &off), UNDO_DONE);
+    io_close(d.log, NULL);
+    io_close(d.store, NULL);
+}
+
 /* A log full of records that claim the largest payload: each byte is read once. */
 static void test_claims(void)
 {
@@ -176,6 +271,7 @@ int main(void)
     for (size_t room = 1; room < 1200; room += 97)
         test_no_room(room);
     test_filter();
+    test_done();
     test_claims();
     return TEST_SUMMARY();
 }
