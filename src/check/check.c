@@ -81,6 +81,7 @@ static void check_release(struct check *c)
     u64_vec_free(&c->snapshot_l1);
     u64_vec_free(&c->snapshot_kept);
     u64_vec_free(&c->reftable);
+    u64_vec_free(&c->block_places);
     bitmap_vec_free(&c->bitmaps);
     u64_vec_free(&c->bitmap_faults);
     u64_vec_free(&c->snapshot_gone);

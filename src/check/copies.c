@@ -35,20 +35,11 @@ static bool in_range(const struct check *c, uint64_t cluster, uint64_t off, uint
 
 bool is_metadata(const struct check *c, uint64_t cluster)
 {
-    if (!cluster || table_find(c, cluster) ||
-        in_range(c, cluster, c->h->l1_off, (uint64_t)c->l1_entries * 8) ||
-        in_range(c, cluster, c->h->reftable_off,
-                 (uint64_t)c->h->reftable_clusters << c->g->cluster_bits))
-        return true;
-    for (size_t i = 0; i + 1 < c->snapshot_l1.len; i += 2) {
-        if (in_range(c, cluster, c->snapshot_l1.ptr[i], c->snapshot_l1.ptr[i + 1]))
-            return true;
-    }
-    for (size_t i = 0; i < c->reftable.len; i++) {
-        if ((c->blocks[i] & BLOCK_COUNTED) && c->reftable.ptr[i] >> c->g->cluster_bits == cluster)
-            return true;
-    }
-    return false;
+    return !cluster || table_find(c, cluster) ||
+           in_range(c, cluster, c->h->l1_off, (uint64_t)c->l1_entries * 8) ||
+           in_range(c, cluster, c->h->reftable_off,
+                    (uint64_t)c->h->reftable_clusters << c->g->cluster_bits) ||
+           in_snapshot_l1(c, cluster << c->g->cluster_bits) || block_at(c, cluster);
 }
 
 /* ---- who shares ---- */

@@ -29,6 +29,7 @@ struct cost {
     struct check *c;
     uint64_t each;        /* of the guest, behind one L1 entry */
     uint64_t words_left;  /* of snapshots' L1 tables that may be read yet */
+    uint64_t runs_left;   /* a table's runs are gone through for each entry that names it */
     uint64_t *words;      /* L1_CHUNK_WORDS */
     struct ranges ranges; /* of the disk that is looked at */
 };
@@ -131,6 +132,11 @@ static void emit_table(struct cost *k, uint64_t cluster, uint64_t index)
             high = mid;
     }
     for (; low < c->lost_runs.len && v[low].table == cluster; low++) {
+        if (!k->runs_left) {
+            k->ranges.at_least = true;
+            return;
+        }
+        k->runs_left--;
         uint64_t off = index * k->each + ((uint64_t)v[low].first << c->g->cluster_bits);
         emit(&k->ranges, off + v[low].skip,
              ((uint64_t)v[low].count << c->g->cluster_bits) - v[low].skip);
@@ -256,6 +262,7 @@ int cost_tell(struct check *c, struct qk_error *err)
     struct cost k = {.c = c,
                      .each = (uint64_t)c->g->l2_entries << c->g->cluster_bits,
                      .words_left = max_u64(WORDS_AT_LEAST, c->file_bytes / 2),
+                     .runs_left = max_u64(WORDS_AT_LEAST, c->file_bytes / 2),
                      .words = words};
     active_cost(&k);
     for (size_t i = 0; i + 1 < c->snapshot_kept.len; i += 2)

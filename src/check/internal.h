@@ -218,6 +218,7 @@ struct check {
 
     struct u64_vec reftable; /* host-endian */
     uint8_t *blocks;         /* enum block_state | block_flag, for each entry of reftable */
+    struct u64_vec block_places; /* clusters of the blocks that are counted, ascending */
     bool copied_suspect;     /* some COPIED flag may be wrong */
     bool tail_mismatch;      /* clusters in use behind what the refcount table covers */
     bool table_lost;         /* there, refcounts are not zero but unknown */
@@ -327,7 +328,7 @@ const char *lost_text(struct lost *lost, const char *kind, uint64_t count);
 
 /* ---- cut.c ---- */
 
-/* The range ends behind the file. */
+/* The range ends behind the file; one of no bytes is nowhere. */
 bool cut_through(const struct check *c, uint64_t off, uint64_t bytes);
 bool cut_table(const struct check *c, uint64_t cluster);
 /* The cluster of guest data at `off` is there in part. */
@@ -463,6 +464,7 @@ uint64_t table_place(const struct check *c, const struct l2_table *t, uint32_t i
 int snapshot_ranges_init(struct check *c, struct qk_error *err);
 /* Whose L1 table has these bytes. */
 struct owner snapshot_at(const struct check *c, uint64_t off);
+bool in_snapshot_l1(const struct check *c, uint64_t off);
 void snapshot_label(struct check *c, uint16_t snapshot, struct snapshot_text *text);
 /* The same, of the entry at this place in the file; and the size of its disk. */
 void snapshot_entry_label(struct check *c, uint64_t off, struct snapshot_text *text);
@@ -488,6 +490,8 @@ uint64_t block_clusters(const struct check *c); /* refcounts in one block */
 /* The next block index from b on that has a block or clusters in use; UINT64_MAX: none. */
 uint64_t block_next(const struct check *c, uint64_t b);
 enum block_state block_state(const struct check *c, uint64_t b);
+/* A block lies in the cluster, of this refcount table; whether or not it is a good one. */
+bool block_at(const struct check *c, uint64_t cluster);
 int compare_run(struct check *c, struct qk_error *err);
 /* The refcount in the file. -ENOENT: its block is damaged or unreadable, which is reported. */
 int stored_refcount(struct check *c, uint64_t cluster, uint64_t *value, struct qk_error *err);

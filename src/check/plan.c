@@ -53,7 +53,7 @@ static bool meaning_chosen(const struct check *c)
 {
     static const enum problem_id ids[] = {PROBLEM_L1_TABLE_MISPLACED, PROBLEM_VERSION,
                                           PROBLEM_CLUSTER_BITS, PROBLEM_FEATURE_EXTENDED_L2,
-                                          PROBLEM_FEATURE_DATA_FILE};
+                                          PROBLEM_FEATURE_DATA_FILE, PROBLEM_DISK_SIZE};
     for (size_t i = 0; i < ARRAY_SIZE(ids); i++) {
         if (c->sink.seen[ids[i]])
             return true;
@@ -61,29 +61,18 @@ static bool meaning_chosen(const struct check *c)
     return false;
 }
 
-/* The refcount table claims the cluster, too: which of both is wrong, its content tells. */
-static bool is_block(const struct check *c, uint64_t cluster)
-{
-    for (size_t i = 0; i < c->reftable.len; i++) {
-        if (c->reftable.ptr[i] >> c->g->cluster_bits == cluster)
-            return true;
-    }
-    return false;
-}
-
-#define BLOCKS_ASKED_FOR 64u
-
 /* An L1 entry is damaged, though it names a cluster of the file: what lies there is no table, or
  * something else as well, or the table of another entry. The true table and what it names look
- * leaked then. */
+ * leaked then. (Where the refcount table claims the cluster, too, its content tells which is
+ * wrong.)
+ */
 static bool wrong_tables(const struct check *c)
 {
     bool wrong = c->wild_table;
-    unsigned asked = 0;
     for (size_t i = 0; i < c->tables.len && !wrong; i++) {
         const struct l2_table *t = &c->tables.ptr[i];
-        wrong = t->active > 1 || (refmap_count(&c->refs, t->cluster) > t->refs &&
-                                  (asked++ == BLOCKS_ASKED_FOR || !is_block(c, t->cluster)));
+        wrong = t->active > 1 ||
+                (refmap_count(&c->refs, t->cluster) > t->refs && !block_at(c, t->cluster));
     }
     return wrong && !c->rollback && !(c->opts->allow & QK_ALLOW_ENTRIES);
 }

@@ -152,6 +152,33 @@ static void distrust_shared(struct check *c)
     }
 }
 
+/* ---- where they lie ---- */
+
+static int cluster_compare(const void *a, const void *b)
+{
+    const uint64_t *x = a, *y = b;
+    return *x < *y ? -1 : *x > *y;
+}
+
+static int places_sort(struct check *c, struct qk_error *err)
+{
+    struct u64_vec *v = &c->block_places;
+    if (u64_vec_reserve(v, c->reftable.len + 1) < 0)
+        return qk_fail_nomem(err);
+    for (size_t i = 0; i < c->reftable.len; i++) {
+        if (c->blocks[i] & BLOCK_COUNTED)
+            v->ptr[v->len++] = c->reftable.ptr[i] >> c->g->cluster_bits;
+    }
+    qsort(v->ptr, v->len, sizeof(*v->ptr), cluster_compare);
+    return 0;
+}
+
+bool block_at(const struct check *c, uint64_t cluster)
+{
+    const struct u64_vec *v = &c->block_places;
+    return v->len && bsearch(&cluster, v->ptr, v->len, sizeof(*v->ptr), cluster_compare);
+}
+
 int refblocks_collect(struct check *c, struct qk_error *err)
 {
     const struct root root = {c->h->reftable_off,
@@ -179,5 +206,5 @@ int refblocks_collect(struct check *c, struct qk_error *err)
     c->table_lost = c->sink.seen[PROBLEM_REFTABLE_UNREADABLE] ||
                     c->sink.seen[PROBLEM_REFTABLE_RANGE] || c->sink.seen[PROBLEM_REFTABLE_PLACE] ||
                     c->sink.seen[PROBLEM_REFCOUNT_ORDER];
-    return 0;
+    return places_sort(c, err);
 }

@@ -46,7 +46,8 @@ int snapshot_ranges_init(struct check *c, struct qk_error *err)
     return 0;
 }
 
-struct owner snapshot_at(const struct check *c, uint64_t off)
+/* Of the tables that this byte lies in, the one that ends last; NULL: it lies in none. */
+static const struct snapshot_range *range_at(const struct check *c, uint64_t off)
 {
     const struct snapshot_range *r = c->snapshot_ranges;
     size_t low = 0, high = r ? c->snapshot_l1.len / 2 : 0;
@@ -57,9 +58,19 @@ struct owner snapshot_at(const struct check *c, uint64_t off)
         else
             high = mid;
     }
-    if (!low || r[r[low - 1].last].end <= off)
+    return low && r[r[low - 1].last].end > off ? &r[r[low - 1].last] : NULL;
+}
+
+bool in_snapshot_l1(const struct check *c, uint64_t off)
+{
+    return range_at(c, off);
+}
+
+struct owner snapshot_at(const struct check *c, uint64_t off)
+{
+    const struct snapshot_range *r = range_at(c, off);
+    if (!r)
         return (struct owner){0, 0};
-    r = &r[r[low - 1].last];
     return (struct owner){r->index < UINT16_MAX ? (uint16_t)(r->index + 1) : 0,
                           (uint32_t)((off - r->off) / 8)};
 }
