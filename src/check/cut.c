@@ -22,7 +22,7 @@
 
 bool cut_through(const struct check *c, uint64_t off, uint64_t bytes)
 {
-    return !range_within(off, bytes, c->file_bytes);
+    return bytes && !range_within(off, bytes, c->file_bytes);
 }
 
 bool cut_table(const struct check *c, uint64_t cluster)

@@ -206,6 +206,7 @@ struct check {
     uint32_t l1_entries;
     struct l1_search *search;     /* while it is on */
     uint64_t l1_found;            /* where a table lies that may be the active L1; 0: no such */
+    bool header_only; /* its tables contradict the header: nothing else is written in this run */
     bool l1_bad;                  /* the active L1 has entries to report */
     bool snapshot_l1_bad;         /* a snapshot's L1 has */
     bool tables_bad;              /* an L2 table has */

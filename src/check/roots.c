@@ -230,12 +230,13 @@ static int crypto_collect(struct check *c, struct qk_error *err)
     const struct root root = {load_be64(ext->data), load_be64(ext->data + 8), 1,
                               PROBLEM_CRYPTO_HEADER};
     int ret = count_root(c, &root, err);
-    if (ret == 0 && cut_through(c, root.off, root.bytes) && !c->sink.seen[root.outside]) {
+    bool bad = !root.bytes || cut_through(c, root.off, root.bytes);
+    if (ret == 0 && bad && !c->sink.seen[root.outside]) {
         const struct finding f = {root.outside, root.off, QK_OFFSET_NONE, root.bytes,
-                                  c->file_bytes - root.off};
+                                  c->file_bytes - min_u64(root.off, c->file_bytes)};
         sink_found(&c->sink, &f, root.off, root.bytes);
         cut_named(c, root.outside, root.off, root.bytes);
-        c->cut.torn = true;
+        c->cut.torn |= root.bytes != 0;
     }
     return ret;
 }
