@@ -142,6 +142,15 @@ static void unreadable(struct check *c, uint64_t b)
     sink_found(&c->sink, &f, b, c->reftable.ptr[b]);
 }
 
+static void announce_batch(struct check *c, uint64_t item)
+{
+    uint64_t b = item * batch_blocks(c), end = min_u64(b + batch_blocks(c), c->reftable.len);
+    for (; b < end && b * block_clusters(c) < c->clusters; b++) {
+        if (block_state(c, b) == BLOCK_GOOD)
+            io_will_read(c->file, c->reftable.ptr[b], c->g->cluster_bytes);
+    }
+}
+
 static void compare_block(struct look *l, struct check *c, uint64_t b)
 {
     l->first = b * block_clusters(c);
@@ -360,6 +369,7 @@ int compare_run(struct check *c, struct qk_error *err)
         .items = div_round_up(c->reftable.len, batch_blocks(c)),
         .scratch_bytes = c->g->cluster_bytes,
         .fn = compare_batch,
+        .will_read = announce_batch,
     };
     int ret = parallel_for(c, &job, err);
     if (ret < 0)

@@ -559,7 +559,7 @@ int plan_write(struct check *c, const struct step *what, const struct plan_bytes
 /* Ends an epoch: what was written before is stable before what comes after is written. */
 int plan_barrier(struct check *c, struct qk_error *err);
 /* Hands the steps on. */
-void plan_tell(const struct check *c);
+void plan_tell(struct check *c);
 /* Writes the part of a table that differs from `old`; both have `bytes` bytes at `off`. Entries of
  * `entry_bytes` that change are counted. */
 struct table_write {

@@ -265,6 +265,26 @@ static bool read_adjacent(struct check *c, const struct l2_table *t, size_t n, u
            0;
 }
 
+/* How many of n tables lie side by side. */
+static size_t adjacent(const struct l2_table *t, size_t n)
+{
+    size_t run = 1;
+    while (run < n && t[run].cluster == t->cluster + run)
+        run++;
+    return run;
+}
+
+static void announce_batch(struct check *c, uint64_t item)
+{
+    size_t i = item * batch_tables(c), end = min_u64(c->tables.len, i + batch_tables(c));
+    while (i < end) {
+        const struct l2_table *t = &c->tables.ptr[i];
+        size_t n = adjacent(t, end - i);
+        io_will_read(c->file, t->cluster << c->g->cluster_bits, n << c->g->cluster_bits);
+        i += n;
+    }
+}
+
 static int walk_one(struct check *c, struct l2_table *t, const uint8_t *bytes, struct walk *sum,
                     struct qk_error *err)
 {
@@ -319,9 +339,7 @@ static int walk_batch(struct check *c, uint64_t item, void *scratch, struct qk_e
     uint8_t seen = 0;
     uint64_t done = end - i;
     while (i < end) {
-        size_t n = 1;
-        while (i + n < end && t[i + n].cluster == t[i].cluster + n)
-            n++;
+        size_t n = adjacent(&t[i], end - i);
         int ret = walk_adjacent(c, &t[i], n, scratch, &sum, err);
         if (ret < 0)
             return ret;
@@ -338,6 +356,7 @@ int walk_tables(struct check *c, struct qk_error *err)
         .items = div_round_up(c->tables.len, batch_tables(c)),
         .scratch_bytes = batch_tables(c) << c->g->cluster_bits,
         .fn = walk_batch,
+        .will_read = announce_batch,
     };
     return parallel_for(c, &job, err);
 }

@@ -49,6 +49,7 @@ static inline struct file_store *file_store(struct qk_io *io)
 /* file_rw.c */
 int file_preadv(struct qk_io *io, uint64_t off, const struct iovec *iov, int iovcnt,
                 struct qk_error *err);
+void file_will_read(struct qk_io *io, uint64_t off, uint64_t len);
 int file_pwritev(struct qk_io *io, uint64_t off, const struct iovec *iov, int iovcnt,
                  unsigned flags, struct qk_error *err);
 /* Shared: requests that change whole blocks. Exclusive: those that rewrite a neighbour's bytes. */

@@ -10,6 +10,7 @@
 #include "base/cleanup.h"
 #include "io/file.h"
 
+#include <fcntl.h>
 #include <limits.h>
 #include <string.h>
 #include <unistd.h>
@@ -262,6 +263,14 @@ int file_preadv(struct qk_io *io, uint64_t off, const struct iovec *iov, int iov
     if (ret < 0)
         return ret;
     return file->direct ? direct_transfer(&t, false, err) : read_loop(&t, err);
+}
+
+/* Only what goes through the page cache can come early. */
+void file_will_read(struct qk_io *io, uint64_t off, uint64_t len)
+{
+    struct file_store *file = file_store(io);
+    if (!file->direct && off <= INT64_MAX && len <= INT64_MAX)
+        posix_fadvise(file->fd, (off_t)off, (off_t)len, POSIX_FADV_WILLNEED);
 }
 
 int file_pwritev(struct qk_io *io, uint64_t off, const struct iovec *iov, int iovcnt,

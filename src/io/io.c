@@ -114,6 +114,12 @@ int io_allocated(struct qk_io *io, uint64_t *bytes, struct qk_error *err)
     return named(io, QK_OFFSET_NONE, io->ops->allocated(io, bytes, err), err);
 }
 
+void io_will_read(struct qk_io *io, uint64_t off, uint64_t len)
+{
+    if (io->ops->will_read)
+        io->ops->will_read(io, off, len);
+}
+
 void io_event(struct qk_io *io, const char *event)
 {
     if (io->ops->event)

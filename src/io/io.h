@@ -54,6 +54,8 @@ struct qk_io_ops {
                   struct qk_extent *extent, struct qk_error *err);
     /* Bytes occupied on the medium. NULL: -ENOTSUP */
     int (*allocated)(struct qk_io *io, uint64_t *bytes, struct qk_error *err);
+    /* A hint: the range will be read soon. It starts that, and waits for nothing. NULL: no hint. */
+    void (*will_read)(struct qk_io *io, uint64_t off, uint64_t len);
     /* blkdebug events ("l2_update", ...): an error to inject, else 0. NULL: none. */
     void (*event)(struct qk_io *io, const char *event);
     /* Changes what is used and shared (IO_PERM_*); -EAGAIN when another program objects.
@@ -95,6 +97,7 @@ int io_resize(struct qk_io *io, uint64_t size, enum qk_prealloc prealloc, struct
 int io_status(struct qk_io *io, uint64_t off, uint64_t len, unsigned flags,
               struct qk_extent *extent, struct qk_error *err);
 int io_allocated(struct qk_io *io, uint64_t *bytes, struct qk_error *err);
+void io_will_read(struct qk_io *io, uint64_t off, uint64_t len);
 void io_event(struct qk_io *io, const char *event);
 int io_set_perm(struct qk_io *io, unsigned used, unsigned shared, struct qk_error *err);
 int io_set_writable(struct qk_io *io, bool writable, struct qk_error *err);

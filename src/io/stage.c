@@ -304,6 +304,11 @@ static int stage_resize(struct qk_io *io, uint64_t size, enum qk_prealloc preall
     return set_length(s, size, err);
 }
 
+static void stage_will_read(struct qk_io *io, uint64_t off, uint64_t len)
+{
+    io_will_read(stage_of(io)->inner, off, len);
+}
+
 static int stage_close(struct qk_io *io, struct qk_error *err)
 {
     struct stage *s = stage_of(io);
@@ -325,6 +330,7 @@ static const struct qk_io_ops stage_ops = {
     .flush = stage_flush,
     .size = stage_size,
     .resize = stage_resize,
+    .will_read = stage_will_read,
     .close = stage_close,
 };
 

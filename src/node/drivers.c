@@ -166,6 +166,11 @@ int pass_allocated(struct qk_io *io, uint64_t *bytes, struct qk_error *err)
     return io_allocated(node_below(node_of(io)), bytes, err);
 }
 
+static void pass_will_read(struct qk_io *io, uint64_t off, uint64_t len)
+{
+    io_will_read(node_below(node_of(io)), off, len);
+}
+
 void pass_event(struct qk_io *io, const char *event)
 {
     io_event(node_below(node_of(io)), event);
@@ -202,6 +207,7 @@ const struct qk_io_ops node_pass_ops = {
     .resize = pass_resize,
     .status = pass_status,
     .allocated = pass_allocated,
+    .will_read = pass_will_read,
     .event = pass_event,
     .set_perm = pass_set_perm,
     .set_writable = pass_set_writable,
