@@ -7,6 +7,7 @@
 #include "common/report.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -57,6 +58,7 @@ int main(int argc, char **argv)
 {
     if (!hold_standard_descriptors())
         return EXIT_FAILURE;
+    signal(SIGXFSZ, SIG_IGN); /* a limit on the size of files is an error as a full disk is */
     int status = run_face(argc, argv);
     bool lost = ferror(stdout) != 0;
     if (fclose(stdout) || lost) {

@@ -7,6 +7,7 @@
 
 #include "io/io.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 
@@ -44,6 +45,16 @@ struct file_store {
 static inline struct file_store *file_store(struct qk_io *io)
 {
     return (struct file_store *)io;
+}
+
+/* Over quota, or past the largest file there may be: no room, either; the text says which. */
+static inline int file_no_room(int ret, struct qk_error *err)
+{
+    if (ret != -EDQUOT && ret != -EFBIG)
+        return ret;
+    if (err)
+        err->code = ENOSPC;
+    return -ENOSPC;
 }
 
 /* file_rw.c */

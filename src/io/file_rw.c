@@ -98,7 +98,8 @@ static int write_loop(struct transfer *t, struct qk_error *err)
         if (n == 0)
             n = -ENOSPC;
         if (n < 0)
-            return qk_fail_errno(err, (int)n, "cannot write %zu bytes", t->total);
+            return file_no_room(qk_fail_errno(err, (int)n, "cannot write %zu bytes", t->total),
+                                err);
         t->done += (size_t)n;
     }
     return 0;

@@ -140,7 +140,8 @@ int file_zero(struct qk_io *io, uint64_t off, uint64_t len, unsigned flags, stru
     ret = zero_locked(file, (const uint64_t[2]){off, len}, flags);
     file_edge_unlock(file);
     if (ret < 0)
-        return qk_fail_errno(err, ret, "cannot zero %llu bytes", (unsigned long long)len);
+        return file_no_room(
+            qk_fail_errno(err, ret, "cannot zero %llu bytes", (unsigned long long)len), err);
     return file_settle(file, 0, err);
 }
 
@@ -172,7 +173,7 @@ static int reserve(struct file_store *file, uint64_t from, uint64_t to, struct q
     /* the C library's way writes to every block, which a direct descriptor would refuse */
     if (ret == -EOPNOTSUPP && !file->direct)
         ret = -posix_fallocate(file->fd, (off_t)from, (off_t)(to - from));
-    return ret < 0 ? qk_fail_errno(err, ret, "Could not preallocate data") : 0;
+    return ret < 0 ? file_no_room(qk_fail_errno(err, ret, "Could not preallocate data"), err) : 0;
 }
 
 static int write_zeroes(struct file_store *file, uint64_t from, uint64_t to, struct qk_error *err)
@@ -200,7 +201,9 @@ static int set_length(struct file_store *file, uint64_t size, struct qk_error *e
         ret = ftruncate(file->fd, (off_t)size) < 0 ? -errno : 0;
     while (ret == -EINTR);
     file_edge_unlock(file);
-    return ret < 0 ? qk_fail_errno(err, ret, "Could not resize file") : 0;
+    if (ret < 0)
+        qk_fail_errno(err, ret, "Could not resize file");
+    return ret == -EDQUOT ? file_no_room(ret, err) : ret; /* -EFBIG: no file can be so long */
 }
 
 /* Grows with the space taken; on failure the file has its old length and space again. */
