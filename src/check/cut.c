@@ -268,8 +268,8 @@ int cut_uncount(struct check *c, struct qk_error *err)
     static const struct step what = {.action = "lower refcounts", .structure = "refcount block"};
     CLEANUP_FREE uint8_t *old = NULL;
     int ret = 0;
-    if (!c->cut.sure || (c->actions & (ACT_HOLD | ACT_REBUILD)) || !(c->opts->fix & QK_FIX_LEAKS) ||
-        c->no_growth)
+    if (!c->cut.names || (c->actions & (ACT_HOLD | ACT_REBUILD)) ||
+        !(c->opts->fix & QK_FIX_LEAKS) || c->no_growth)
         return 0;
     old = malloc(2 * (size_t)c->g->cluster_bytes);
     if (!old)
