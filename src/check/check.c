@@ -85,6 +85,7 @@ static void check_release(struct check *c)
     bitmap_vec_free(&c->bitmaps);
     u64_vec_free(&c->bitmap_faults);
     u64_vec_free(&c->snapshot_gone);
+    u64_vec_free(&c->snapshot_behind);
     lost_run_vec_free(&c->lost_runs);
     if (c->cut_streams)
         pthread_mutex_destroy(&c->cut_streams->lock);
@@ -226,6 +227,7 @@ struct attempt {
     unsigned round, rounds;
     bool no_growth, in_place;
     bool out_of_room;                /* found out while writing, and nothing is worse for it */
+    uint32_t snapshots_more;         /* behind those that the header counts, to be taken in */
     const struct rollback *rollback; /* the disk goes back to this snapshot; NULL: it does not */
     struct way_back way_back;        /* as the last run saw it */
     bool sound_without_features;     /* see struct check */
@@ -242,7 +244,8 @@ static void refuse_repair(struct check *c, struct qk_check_options *look)
     sink_message(&c->sink, "Nothing is repaired: the header leaves open what the tables mean");
 }
 
-static int check_once(struct attempt *a, const struct qk_check_options *opts,
+/* Ends before the repair where the next pass is to take in more snapshots than this one did. */
+static int check_pass(struct attempt *a, const struct qk_check_options *opts,
                       struct qk_check_result *result, struct qk_error *err)
 {
     struct check c = {.img = a->img, .opts = opts, .result = result};
@@ -250,6 +253,7 @@ static int check_once(struct attempt *a, const struct qk_check_options *opts,
     c.no_growth = c.no_room = a->no_growth;
     c.in_place = a->in_place;
     c.rollback = a->rollback;
+    c.snapshots_more = a->snapshots_more;
     c.sound_without_features = a->sound_without_features;
     struct qk_check_options look;
     c.round = a->round;
@@ -262,11 +266,15 @@ static int check_once(struct attempt *a, const struct qk_check_options *opts,
     if (ret == 0)
         ret = find(&c, err);
     if (ret == 0)
+        ret = snapshots_behind_judge(&c, err);
+    if (ret == 0)
         ret = rollback_judge(&c, err);
     if (ret == 0)
         ret = plan_decide(&c, err);
     block_cache_drop(&c);
-    if (ret == 0)
+    bool take = c.snapshots_found && problem_fixable(c.opts, PROBLEM_SNAPSHOT_COUNT);
+    a->snapshots_more = take ? c.snapshots_found : 0;
+    if (ret == 0 && c.snapshots_more == a->snapshots_more)
         ret = c.opts->fix ? repair(&c, err) : copied_run(&c, err);
     if (ret == 0)
         ret = finish(&c, err);
@@ -285,6 +293,19 @@ static struct qk_check_options muted(const struct qk_check_options *opts)
     quiet.on_message = NULL;
     quiet.on_loss = NULL;
     return quiet;
+}
+
+/* A pass that finds snapshots which the header does not count learns of their clusters too late. */
+static int check_once(struct attempt *a, const struct qk_check_options *opts,
+                      struct qk_check_result *result, struct qk_error *err)
+{
+    uint32_t taken = a->snapshots_more;
+    int ret = check_pass(a, opts, result, err);
+    if (ret < 0 || a->snapshots_more == taken)
+        return ret;
+    struct qk_check_options quiet = muted(opts);
+    quiet.on_message = opts->on_message;
+    return check_pass(a, &quiet, result, err);
 }
 
 /* A look as it is without `fix`, and then the repair without its words and writes. */

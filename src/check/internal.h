@@ -27,6 +27,7 @@
 #include "format/refcount.h"
 
 DEFINE_VECTOR(u64_vec, uint64_t)
+struct snapshot_fixed;
 
 /* Header fields that a repair writes (section "Header"): the table's offset and clusters together.
  */
@@ -242,6 +243,9 @@ struct check {
     struct cut cut;
     struct lost_run_vec lost_runs;
     bool lost_more;               /* than these */
+    struct u64_vec snapshot_behind; /* L1 tables of what looks like entries behind the last one */
+    uint32_t snapshots_found;       /* of these, those that are alive */
+    uint32_t snapshots_more;        /* those that this run takes into the table */
     struct u64_vec snapshot_gone; /* entries of snapshots whose L1 table cannot be found */
     struct cut_streams *cut_streams;
     uint64_t data_bytes; /* of the external data file; UINT64_MAX: none, or not known */
@@ -410,6 +414,20 @@ uint64_t bitmaps_extension_place(const struct check *c);
  * that says that any are right. bitmaps_before_changes: when c->guest_changes asks for it. */
 int check_distrust_bitmaps(struct check *c, bool disabled_too, struct qk_error *err);
 int bitmaps_before_changes(struct check *c, struct qk_error *err);
+/* ---- snapshots_judge.c ---- */
+
+/* Why the entry at `off`, which lies in the file, cannot be one; NULL: it can. */
+const char *snapshot_nonsense(const struct check *c, uint64_t off, const struct snapshot_fixed *f);
+/* Its L1 table has room for the disk as it is now: then it may be the size of the disk in the entry
+ * that is wrong. */
+bool snapshot_of_this_disk(const struct check *c, const struct snapshot_fixed *f);
+/* Behind the table that ends at `off`; later, which of them the header's count leaves out. */
+int snapshots_behind_note(struct check *c, uint64_t off, struct qk_error *err);
+int snapshots_behind_judge(struct check *c, struct qk_error *err);
+void snapshots_behind_found(struct check *c, uint32_t count);
+
+/* ---- snapshots.c ---- */
+
 /* A table without what cannot be used: before the refcounts, after them, and instead of that. */
 int snapshots_place(struct check *c, struct qk_error *err);
 int snapshots_link(struct check *c, struct qk_error *err);

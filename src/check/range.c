@@ -76,8 +76,9 @@ static struct edge *edges_new(const struct check *c, const struct u64_vec *range
         uint64_t end = off + min_u64(ranges->ptr[i + 1], c->file_bytes - off);
         if (align == sizeof(uint64_t)) /* half a word is none */
             end = max_u64(off, round_down(end, align));
-        edges[i] = (struct edge){round_down(off, align), 1};
-        edges[i + 1] = (struct edge){round_up(end, align), -1};
+        bool any = end > off;
+        edges[i] = (struct edge){any ? round_down(off, align) : off, 1};
+        edges[i + 1] = (struct edge){any ? round_up(end, align) : off, -1};
     }
     if (edges)
         qsort(edges, ranges->len / 2 * 2, sizeof(*edges), edge_compare);

@@ -141,9 +141,42 @@ static int entry_note(struct check *c, const struct snapshot_entry *e, struct qk
     return 0;
 }
 
+/* What version 3 asks for, and what no program reads. */
+static void extra_report(struct check *c, const struct snapshot_entry *e, uint64_t index)
+{
+    uint64_t extra = e->fixed.extra_bytes;
+    if (c->h->version >= 3 && extra < SNAPSHOT_V3_EXTRA_BYTES) {
+        const struct finding f = {PROBLEM_SNAPSHOT_INCOMPLETE, e->off, QK_OFFSET_NONE,
+                                  SNAPSHOT_V3_EXTRA_BYTES, extra};
+        sink_found(&c->sink, &f, index);
+    }
+    if (extra > SNAPSHOT_EXTRA_BYTES_MAX) {
+        const struct finding f = {PROBLEM_SNAPSHOT_EXTRA, e->off, QK_OFFSET_NONE,
+                                  SNAPSHOT_EXTRA_BYTES_MAX, extra};
+        sink_found(&c->sink, &f, index, extra);
+    }
+}
+
+/* Returns whether the entry is dropped. */
+static bool entry_impossible(struct check *c, const struct snapshot_entry *e, uint64_t index)
+{
+    const char *why = snapshot_nonsense(c, e->off, &e->fixed);
+    const struct finding f = {PROBLEM_SNAPSHOT_ENTRY, e->off, QK_OFFSET_NONE, 0, 0};
+    if (!why) {
+        extra_report(c, e, index);
+        return false;
+    }
+    sink_found(&c->sink, &f, index, why);
+    if (!problem_fixable(c->opts, f.id) || snapshot_of_this_disk(c, &e->fixed))
+        return false;
+    const struct entry_names n = entry_names(c, e);
+    entry_lost(c, &n);
+    return true;
+}
+
 static int entries_collect(struct check *c, uint64_t *end, struct qk_error *err)
 {
-    for (uint32_t i = 0; i < c->h->snapshot_count; i++) {
+    for (uint32_t i = 0; i < c->h->snapshot_count + c->snapshots_more; i++) {
         struct snapshot_entry e;
         if (i == QCOW2_MAX_SNAPSHOTS) {
             table_damaged(c, *end, "it has too many entries");
@@ -155,21 +188,11 @@ static int entries_collect(struct check *c, uint64_t *end, struct qk_error *err)
             cut_named(c, PROBLEM_SNAPSHOT_TABLE, *end, SNAPSHOT_FIXED_BYTES);
             return 0;
         }
-        if (c->h->version >= 3 && e.fixed.extra_bytes < SNAPSHOT_V3_EXTRA_BYTES) {
-            const struct finding f = {PROBLEM_SNAPSHOT_INCOMPLETE, e.off, QK_OFFSET_NONE,
-                                      SNAPSHOT_V3_EXTRA_BYTES, e.fixed.extra_bytes};
-            sink_found(&c->sink, &f, (uint64_t)i);
-        }
-        if (e.fixed.extra_bytes > SNAPSHOT_EXTRA_BYTES_MAX) {
-            const struct finding f = {PROBLEM_SNAPSHOT_EXTRA, e.off, QK_OFFSET_NONE,
-                                      SNAPSHOT_EXTRA_BYTES_MAX, e.fixed.extra_bytes};
-            sink_found(&c->sink, &f, (uint64_t)i, (uint64_t)e.fixed.extra_bytes);
-        }
-        int ret = entry_note(c, &e, err);
+        int ret = entry_impossible(c, &e, i) ? 0 : entry_note(c, &e, err);
         if (ret < 0)
             return ret;
     }
-    return 0;
+    return c->snapshots_more ? 0 : snapshots_behind_note(c, *end, err);
 }
 
 int snapshots_collect(struct check *c, struct qk_error *err)
@@ -182,9 +205,11 @@ int snapshots_collect(struct check *c, struct qk_error *err)
             cut_named(c, PROBLEM_SNAPSHOT_TABLE, start, SNAPSHOT_FIXED_BYTES);
         return 0;
     }
-    if (!c->h->snapshot_count)
+    if (c->snapshots_more)
+        snapshots_behind_found(c, c->snapshots_more);
+    if (!start)
         return 0;
-    if (c->data_file) {
+    if (c->data_file && c->h->snapshot_count) {
         const struct finding f = {PROBLEM_SNAPSHOT_DATA_FILE, start, QK_OFFSET_NONE, 0,
                                   c->h->snapshot_count};
         sink_found(&c->sink, &f, (uint64_t)c->h->snapshot_count);
@@ -204,7 +229,8 @@ static uint32_t kept_extra(const struct check *c, const struct snapshot_entry *e
 }
 
 /* The entry as it is, or with what version 3 requires: the size of the VM state from the older
- * field, and the disk's size as it is now; or without what is too much. Returns its length. */
+ * field, and the disk's size as it is now, also where the entry's is impossible; or without what is
+ * too much. Returns its length. */
 static uint64_t kept_entry(const struct check *c, const struct snapshot_entry *e, uint8_t *out)
 {
     uint32_t extra = kept_extra(c, e);
@@ -218,7 +244,8 @@ static uint64_t kept_entry(const struct check *c, const struct snapshot_entry *e
     store_be32(out + ENTRY_EXTRA_OFF, extra);
     if (extra > e->fixed.extra_bytes && e->fixed.extra_bytes < 8)
         store_be64(fields, e->fixed.vm_state_bytes);
-    if (extra > e->fixed.extra_bytes)
+    if (extra > e->fixed.extra_bytes ||
+        (extra && snapshot_nonsense(c, e->off, &e->fixed) && snapshot_of_this_disk(c, &e->fixed)))
         store_be64(fields + 8, c->h->size_bytes);
     return round_up(SNAPSHOT_FIXED_BYTES + extra + names, 8);
 }
@@ -293,10 +320,10 @@ int snapshots_link(struct check *c, struct qk_error *err)
 {
     struct step what = {"name the new table", "header", .count = 2};
     uint8_t fields[12];
+    uint64_t all = (uint64_t)c->h->snapshot_count + c->snapshots_more;
     if (!(c->actions & ACT_WRITE_SNAPSHOTS))
         return 0;
-    what.lost =
-        lost_text(&c->lost_snapshots, "snapshot", c->h->snapshot_count - c->snapshot_kept.len / 2);
+    what.lost = lost_text(&c->lost_snapshots, "snapshot", all - c->snapshot_kept.len / 2);
     store_be32(fields, (uint32_t)(c->snapshot_kept.len / 2));
     store_be64(fields + 4, c->snapshot_new.first << c->g->cluster_bits);
     const struct plan_bytes w = {HEADER_SNAPSHOTS_OFF, fields, sizeof(fields)};
@@ -305,7 +332,7 @@ int snapshots_link(struct check *c, struct qk_error *err)
         ret = plan_barrier(c, err);
     if (ret < 0)
         return ret;
-    sink_message(&c->sink, c->snapshot_kept.len / 2 < c->h->snapshot_count
+    sink_message(&c->sink, c->snapshot_kept.len / 2 < all
                                ? "Dropping the snapshots that cannot be used"
                                : "Writing a new snapshot table");
     for (unsigned id = 0; id < PROBLEM_COUNT; id++) {

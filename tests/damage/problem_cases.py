@@ -475,6 +475,45 @@ def snapshot_with_much_extra_data(image):
     image.write(place + 40 + 2000, names)
 
 
+@case([57], STAYS, h.SNAPSHOT_KINDS)
+def snapshot_without_l1_entries(image):
+    image.put(next(image.snapshots()) + 8, 0, 4)
+
+
+@case([57], STAYS, h.SNAPSHOT_KINDS)
+def snapshot_without_l1_far_outside(image):
+    """No table at all, so nothing of it is cut off, and no file has to grow to there."""
+    place = next(image.snapshots())
+    image.put(place, far(image, 1 << 20))
+    image.put(place + 8, 0, 4)
+
+
+@case([57], STAYS, h.SNAPSHOT_KINDS)
+def snapshot_of_a_huge_disk(image):
+    image.put(next(image.snapshots()) + 48, 1 << 60)
+
+
+@case([57], STAYS, h.SNAPSHOT_KINDS)
+def snapshot_count_too_high(image):
+    """Behind the last entry the cluster is not used, and reads as zeroes."""
+    table = image.field("snapshots_off")
+    *_, last = image.snapshots()
+    end = last + 40 + image.number(last + 36, 4) + image.number(last + 12, 2) + \
+        image.number(last + 14, 2)
+    image.write(end, bytes(table + image.cluster - end))
+    image.set_field("snapshot_count", image.field("snapshot_count") + 1)
+
+
+@case([58], STAYS, h.SNAPSHOT_KINDS)
+def snapshot_count_too_low(image):
+    image.set_field("snapshot_count", image.field("snapshot_count") - 1)
+
+
+@case([58], STAYS, ("snapshots", "mixed"))
+def snapshot_count_zero(image):
+    image.set_field("snapshot_count", 0)
+
+
 # ---- bitmaps, encryption, header ----
 
 @case([60], STAYS, BITMAPS)

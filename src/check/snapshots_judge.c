@@ -1,0 +1,126 @@
+/*
+ * snapshots_judge.c - whether what stands in the snapshot table can be true. An entry that lies in
+ * the file is not yet one: after a damaged length or count, bytes of something else are read as
+ * one. And behind the last entry there may be more, when the header's count is too low: an entry
+ * with all the marks of one, whose L1 table is counted in the refcounts and named by nothing.
+ * (Bytes of a table that was there before look the same, but their L1 tables are free or used by
+ * others.)
+ *
+ * Relies on nothing for the first; for the second on all references and refcounts. Promises that
+ * while one of both is found, and not decided, nothing is freed (ACT_HOLD).
+ */
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "check/internal.h"
+#include "format/snapshot.h"
+
+#include <string.h>
+
+#define NANOSECONDS 1000000000u
+
+static bool has_disk_bytes(const struct snapshot_fixed *f)
+{
+    return f->extra_bytes >= SNAPSHOT_V3_EXTRA_BYTES;
+}
+
+/* L1 entries that the snapshot's disk takes at least; without its size, as many as any disk. */
+static uint64_t l1_needed(const struct check *c, uint64_t off, const struct snapshot_fixed *f)
+{
+    uint8_t field[8];
+    uint64_t disk = c->h->version < 3 ? c->h->size_bytes : min_u64(c->h->size_bytes, 1);
+    if (has_disk_bytes(f) &&
+        io_read(c->file, off + SNAPSHOT_FIXED_BYTES + 8, field, sizeof(field), NULL) == 0)
+        disk = load_be64(field);
+    return disk > INT64_MAX ? UINT64_MAX : geometry_l1_entries(c->g, disk);
+}
+
+/* Id and name are texts without an end mark. */
+static bool is_text(const struct check *c, uint64_t off, uint64_t bytes)
+{
+    uint8_t part[512];
+    for (uint64_t at = 0; at < bytes; at += sizeof(part)) {
+        size_t len = (size_t)min_u64(sizeof(part), bytes - at);
+        if (io_read(c->file, off + at, part, len, NULL) == 0 && memchr(part, 0, len))
+            return false;
+    }
+    return true;
+}
+
+const char *snapshot_nonsense(const struct check *c, uint64_t off, const struct snapshot_fixed *f)
+{
+    if (!f->l1_entries && !f->id_bytes)
+        return "it is empty";
+    if (!f->l1_off && f->l1_entries)
+        return "its L1 table would be where the header is";
+    if (f->l1_entries < l1_needed(c, off, f))
+        return "its L1 table is too small for its disk";
+    return NULL;
+}
+
+bool snapshot_of_this_disk(const struct check *c, const struct snapshot_fixed *f)
+{
+    return f->l1_off && f->l1_entries &&
+           f->l1_entries >= geometry_l1_entries(c->g, c->h->size_bytes);
+}
+
+/* ---- entries behind the last one ---- */
+
+/* The entry at `off`, when nothing speaks against it; its length, or 0. */
+static uint64_t entry_behind(const struct check *c, uint64_t off, struct snapshot_fixed *f)
+{
+    uint8_t head[SNAPSHOT_FIXED_BYTES];
+    struct refmap_span span;
+    if (!range_within(off, sizeof(head), c->file_bytes) ||
+        io_read(c->file, off, head, sizeof(head), NULL) < 0)
+        return 0;
+    *f = snapshot_fixed_decode(head);
+    /* The last one may lack its padding. */
+    uint64_t names = (uint64_t)SNAPSHOT_FIXED_BYTES + f->extra_bytes;
+    uint64_t texts = (uint64_t)f->id_bytes + f->name_bytes;
+    if (!f->l1_off || !f->l1_entries || !is_aligned(f->l1_off, c->g->cluster_bytes) ||
+        f->extra_bytes > SNAPSHOT_EXTRA_BYTES_MAX || f->date_nsec >= NANOSECONDS ||
+        (c->h->version >= 3 && !has_disk_bytes(f)) ||
+        !range_within(off, names + texts, c->file_bytes) ||
+        !range_span(c, f->l1_off, (uint64_t)f->l1_entries * 8, &span))
+        return 0;
+    if (!f->id_bytes || !is_text(c, off + names, texts) || snapshot_nonsense(c, off, f))
+        return 0;
+    return snapshot_entry_bytes(f);
+}
+
+int snapshots_behind_note(struct check *c, uint64_t off, struct qk_error *err)
+{
+    struct snapshot_fixed f;
+    uint64_t bytes, most = QCOW2_MAX_SNAPSHOTS - min_u64(c->h->snapshot_count, QCOW2_MAX_SNAPSHOTS);
+    c->snapshot_behind.len = 0;
+    for (; c->snapshot_behind.len < most && (bytes = entry_behind(c, off, &f)); off += bytes) {
+        if (u64_vec_append(&c->snapshot_behind, f.l1_off) < 0)
+            return qk_fail_nomem(err);
+    }
+    return 0;
+}
+
+/* How many of them, from the first on, are alive. */
+int snapshots_behind_judge(struct check *c, struct qk_error *err)
+{
+    uint64_t alive = 0;
+    for (; alive < c->snapshot_behind.len; alive++) {
+        uint64_t stored, cluster = c->snapshot_behind.ptr[alive] >> c->g->cluster_bits;
+        int ret = stored_refcount(c, cluster, &stored, err);
+        if (ret < 0 && ret != -ENOENT)
+            return ret;
+        if (ret < 0 || !stored || refmap_count(&c->refs, cluster))
+            break;
+    }
+    if (alive)
+        snapshots_behind_found(c, (uint32_t)alive);
+    return 0;
+}
+
+void snapshots_behind_found(struct check *c, uint32_t count)
+{
+    const struct finding f = {PROBLEM_SNAPSHOT_COUNT, HEADER_SNAPSHOTS_OFF, QK_OFFSET_NONE,
+                              c->h->snapshot_count + (uint64_t)count, c->h->snapshot_count};
+    sink_found(&c->sink, &f, (uint64_t)c->h->snapshot_count, f.expected);
+    c->snapshots_found = count;
+}
