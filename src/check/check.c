@@ -195,6 +195,8 @@ static int repair(struct check *c, struct qk_error *err)
     c->stage->can_grow = file_can_grow(c);
     c->file = c->stage;
     for (size_t i = 0; ret == 0 && i < ARRAY_SIZE(parts); i++) {
+        if (c->header_only && parts[i] != apply_edits)
+            continue;
         if (parts[i] == copied_run)
             block_cache_drop(c);
         ret = parts[i](c, err);

@@ -16,7 +16,7 @@ struct field_problem {
     enum problem_id id;
     uint32_t off, bytes;
     uint64_t now, good;
-    enum wording { TELL_VALUES, TELL_FEATURES, TELL_EXTENSION } wording;
+    enum wording { TELL_VALUES, TELL_FEATURES, TELL_EXTENSION, TELL_DOUBT } wording;
 };
 DEFINE_VECTOR(field_vec, struct field_problem)
 
@@ -56,7 +56,7 @@ static void judge_sizes(struct check *c)
     unsigned each = c->g->l2_bits + c->g->cluster_bits;
     uint64_t need = geometry_l1_entries(c->g, c->view.size_bytes), have = c->view.l1_entries;
     if (have < need) {
-        bool searched = !c->view.l1_off && need * 8 <= QCOW2_MAX_L1_BYTES;
+        bool searched = (!have || !c->view.l1_off) && need * 8 <= QCOW2_MAX_L1_BYTES;
         if (searched || entries_possible(c, have, need))
             c->view.l1_entries = (uint32_t)need;
         else
@@ -174,11 +174,31 @@ static void bitmaps_problem(const struct check *c, struct fields *f)
                                       load_be32(ext->data + 4), 0, TELL_VALUES});
 }
 
+/* Neither the disk's size nor the number of L1 entries can be: nothing tells either. */
+static bool sizes_lost(const struct check *c)
+{
+    const struct header *raw = &c->raw;
+    return raw->size_bytes != c->view.size_bytes && raw->l1_entries != c->view.l1_entries &&
+           (!raw->l1_entries || raw->l1_entries > QCOW2_MAX_L1_BYTES / 8);
+}
+
+static void doubt_problems(const struct check *c, struct fields *f)
+{
+    if (image_header_stored(c->img)->doubtful)
+        add(f, (struct field_problem){PROBLEM_HEADER_DOUBTFUL, HEADER_CLUSTER_BITS_OFF, 4, 1, 0,
+                                      TELL_DOUBT});
+    if (sizes_lost(c))
+        add(f,
+            (struct field_problem){PROBLEM_HEADER_DOUBTFUL, HEADER_SIZE_OFF, 8, 1, 0, TELL_DOUBT});
+}
+
 static void size_problems(const struct check *c, struct fields *f)
 {
     const struct header *raw = &c->raw, *view = &c->view;
     add(f, (struct field_problem){PROBLEM_HEADER_LENGTH, HEADER_LENGTH_OFF, 4, raw->header_bytes,
                                   view->header_bytes, TELL_VALUES});
+    if (sizes_lost(c))
+        return;
     add(f, (struct field_problem){PROBLEM_DISK_SIZE, HEADER_SIZE_OFF, 8, raw->size_bytes,
                                   view->size_bytes, TELL_VALUES});
     add(f, (struct field_problem){PROBLEM_L1_SIZE, HEADER_L1_ENTRIES_OFF, 4, raw->l1_entries,
@@ -215,6 +235,7 @@ static struct fields fields_judge(const struct check *c)
     crypt_problem(c, &f);
     extension_problems(c, &f);
     bitmaps_problem(c, &f);
+    doubt_problems(c, &f);
     return f;
 }
 
@@ -240,6 +261,10 @@ static void tell(struct check *c, const struct field_problem *p, sink_fn *to)
     char names[FEATURE_LIST_BYTES];
     if (p->wording == TELL_EXTENSION) {
         to(&c->sink, &f, p->now >> 32, p->now & UINT32_MAX);
+    } else if (p->wording == TELL_DOUBT) {
+        to(&c->sink, &f,
+           p->off == HEADER_SIZE_OFF ? "no size of the disk follows from them"
+                                     : "another cluster size or feature would fit as well");
     } else if (p->wording == TELL_FEATURES) {
         header_feature_list(image_extensions(c->img), p->now & ~p->good, names, sizeof(names));
         to(&c->sink, &f, names);

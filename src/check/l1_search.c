@@ -13,6 +13,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "check/internal.h"
+#include "image/header_evidence.h"
 
 #define FIRST_LOOK_BYTES  512u
 #define TABLES_LOOKED_AT  64u /* of those that one cluster names */
@@ -304,6 +305,18 @@ static void report(struct check *c)
         c->view.l1_off = c->l1_found;
 }
 
+/* The header was believed without an L1 table: what was found may tell another story. */
+static int found_judge(struct check *c, struct qk_error *err)
+{
+    struct header h = c->view;
+    struct evidence e;
+    h.l1_off = c->l1_found;
+    int ret = c->l1_found ? header_evidence(c->file, &h, &e, err) : 0;
+    c->header_only = ret == 0 && c->l1_found && (e.blind ? e.misfit : e.broken) * 16 > e.facts &&
+                     problem_fixable(c->opts, PROBLEM_L1_TABLE_MISPLACED);
+    return ret;
+}
+
 int l1_search(struct check *c, struct qk_error *err)
 {
     if (!l1_misplaced(c))
@@ -321,6 +334,8 @@ int l1_search(struct check *c, struct qk_error *err)
         free(s.marks[m]);
     free(s.buf);
     c->l1_found = ret == 0 && s.hits == 1 ? s.found : 0;
+    if (ret == 0)
+        ret = found_judge(c, err);
     if (ret == 0)
         report(c);
     return ret;

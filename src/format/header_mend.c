@@ -52,12 +52,16 @@ static bool table_possible(const struct header *h, uint64_t off, uint64_t bytes,
            range_within(off, bytes, INT64_MAX);
 }
 
+/* Where neither it nor the number of L1 entries can be, both are those of one cluster of entries.
+ */
 static void mend_size(struct header *h, const struct geometry *g)
 {
     unsigned each = g->l2_bits + g->cluster_bits;
-    uint64_t entries = min_u64(h->l1_entries, QCOW2_MAX_L1_BYTES / 8);
-    if (h->size_bytes > INT64_MAX || geometry_l1_entries(g, h->size_bytes) > INT32_MAX)
-        h->size_bytes = min_u64(entries, INT64_MAX >> each) << each;
+    if (h->size_bytes <= INT64_MAX && geometry_l1_entries(g, h->size_bytes) <= INT32_MAX)
+        return;
+    if (!h->l1_entries || h->l1_entries > QCOW2_MAX_L1_BYTES / 8)
+        h->l1_entries = g->cluster_bytes / 8;
+    h->size_bytes = min_u64(h->l1_entries, INT64_MAX >> each) << each;
 }
 
 static void mend_tables(struct header *h, const struct geometry *g)

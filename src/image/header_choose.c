@@ -5,7 +5,7 @@
  * is tried, and one that the tables confirm is taken if no other could be meant as well. Without
  * such a one the fields are believed as far as an image can have them.
  *
- * Promises at most two dozen looks of bounded work (header_evidence.c), one at a sound image; that
+ * Promises at most 56 looks of bounded work (header_evidence.c), one at a sound image; that
  * what it gives can be used without further checks of the header (INV-4); and that a header which
  * is possible is read as something else only against its own tables.
  */
@@ -14,7 +14,7 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 
-#define MAX_READINGS         24u
+#define MAX_READINGS         56u
 #define CLUSTER_BITS_UNKNOWN 16u
 
 struct choice {
@@ -45,6 +45,14 @@ static bool convincing(const struct evidence *e)
     return !e->blind && e->facts >= 4 && e->broken * 16 <= e->facts;
 }
 
+/* The same where refcounts tell nothing: all tables fit, and clusters are seen to have this size.
+ * With a smaller one no two clusters would lie side by side, with a larger one places are not
+ * aligned. */
+static bool steady(const struct evidence *e)
+{
+    return e->facts >= 7 && !e->misfit && e->adjacent;
+}
+
 /* Adds a reading that an image can have. */
 static int try(struct choosing *c, struct header_reading r, struct qk_error *err)
 {
@@ -60,19 +68,48 @@ static int try(struct choosing *c, struct header_reading r, struct qk_error *err
     return ret;
 }
 
-/* Every reading that differs from `base` in one field. */
-static int try_others(struct choosing *c, struct header_reading base, struct qk_error *err)
+static const uint64_t flips[] = {INCOMPAT_EXTENDED_L2, INCOMPAT_DATA_FILE};
+
+static int try_sizes(struct choosing *c, struct header_reading base, struct qk_error *err)
 {
-    static const uint64_t flips[] = {INCOMPAT_EXTENDED_L2, INCOMPAT_DATA_FILE};
     struct header_reading r = base;
-    r.version = header_likely_version(c->first, c->len);
-    int ret = r.version != base.version ? try(c, r, err) : 0;
-    r = base;
+    int ret = 0;
     for (r.cluster_bits = QCOW2_MIN_CLUSTER_BITS;
          ret == 0 && r.cluster_bits <= QCOW2_MAX_CLUSTER_BITS; r.cluster_bits++) {
         if (r.cluster_bits != base.cluster_bits)
             ret = try(c, r, err);
     }
+    return ret;
+}
+
+static bool is_extension_type(uint32_t type)
+{
+    static const uint32_t types[] = {HEXT_FEATURE_NAMES, HEXT_BACKING_FORMAT, HEXT_BITMAPS,
+                                     HEXT_CRYPTO, HEXT_DATA_FILE};
+    for (size_t i = 0; i < ARRAY_SIZE(types); i++) {
+        if (type == types[i])
+            return true;
+    }
+    return false;
+}
+
+/* Behind such a header are extensions, their end, or the backing file's name, and no feature bits.
+ */
+static bool may_be_version_2(const struct choosing *c)
+{
+    return !c->features || is_extension_type((uint32_t)(c->features >> 32)) ||
+           load_be64(c->first + 8) == QCOW2_V2_HEADER_BYTES;
+}
+
+/* Every reading that differs from `base` in one field. */
+static int try_others(struct choosing *c, struct header_reading base, struct qk_error *err)
+{
+    struct header_reading r = base;
+    r.version = header_likely_version(c->first, c->len);
+    bool other = r.version != base.version && (r.version == 3 || may_be_version_2(c));
+    int ret = other ? try(c, r, err) : 0;
+    if (ret == 0)
+        ret = try_sizes(c, base, err);
     r = base;
     for (size_t i = 0; ret == 0 && i < ARRAY_SIZE(flips); i++) {
         r.flipped = flips[i];
@@ -81,9 +118,35 @@ static int try_others(struct choosing *c, struct header_reading base, struct qk_
     return ret;
 }
 
+/* No cluster size fits: a feature may be wrong as well. */
+static int try_pairs(struct choosing *c, struct header_reading base, struct qk_error *err)
+{
+    int ret = 0;
+    for (size_t i = 0; ret == 0 && i < ARRAY_SIZE(flips); i++) {
+        base.flipped = flips[i];
+        ret = try_sizes(c, base, err);
+    }
+    return ret;
+}
+
 static uint64_t held(const struct evidence *e)
 {
     return e->facts - e->broken;
+}
+
+/* Nothing speaks against the larger cluster size, and clusters lie side by side with that alone:
+ * what is aligned to large clusters is to small ones, too, and partly counted. */
+static bool taller(const struct choice *t, const struct choice *other)
+{
+    return t->reading.cluster_bits > other->reading.cluster_bits && steady(&t->e) && !t->e.broken &&
+           !other->e.adjacent;
+}
+
+/* Other entries in the same clusters, some of which make no sense. */
+static bool plainer(const struct choice *t, const struct choice *other)
+{
+    return t->reading.cluster_bits == other->reading.cluster_bits && !t->e.broken &&
+           other->e.misfit && !convincing(&other->e) && held(&t->e) > held(&other->e);
 }
 
 /* The one that convinces most, when no other might be meant: one for which nearly as much speaks.
@@ -101,22 +164,12 @@ static const struct choice *winner(const struct choosing *c, const struct choice
     }
     for (unsigned i = 0; best && i < c->count; i++) {
         const struct choice *t = &c->tried[i];
-        rivals += t != best && t != own && (!t->unknown_features || unknown_features) &&
+        rivals += t != best && t != own && !taller(best, t) && !plainer(best, t) &&
+                  (!t->unknown_features || unknown_features) &&
                   (convincing(&t->e) ||
                    (!t->e.blind && confirmed(&t->e) && held(&t->e) * 2 >= held(&best->e)));
     }
     return rivals ? NULL : best;
-}
-
-static bool is_extension_type(uint32_t type)
-{
-    static const uint32_t types[] = {HEXT_FEATURE_NAMES, HEXT_BACKING_FORMAT, HEXT_BITMAPS,
-                                     HEXT_CRYPTO, HEXT_DATA_FILE};
-    for (size_t i = 0; i < ARRAY_SIZE(types); i++) {
-        if (type == types[i])
-            return true;
-    }
-    return false;
 }
 
 /* Behind a header of version 2 there is one of version 3, which says something else. No version 3
@@ -143,20 +196,56 @@ static bool better(const struct choice *t, const struct choice *own)
     /* What is aligned to large clusters is to small ones, too, and says nothing for them. */
     if (size < own_size && !own->e.unaligned)
         return false;
-    return !confirmed(&own->e) || (same_size && !t->e.broken && held(&t->e) > held(&own->e));
+    return !confirmed(&own->e) || taller(t, own) ||
+           (same_size && !t->e.broken && held(&t->e) > held(&own->e));
+}
+
+/* The one that is steady; NULL: none, or several. */
+static const struct choice *steady_one(const struct choosing *c)
+{
+    const struct choice *found = NULL;
+    unsigned n = 0;
+    for (unsigned i = 0; i < c->count; i++) {
+        if (steady(&c->tried[i].e)) {
+            found = &c->tried[i];
+            n++;
+        }
+    }
+    return n == 1 ? found : NULL;
+}
+
+static bool fits(const struct evidence *e)
+{
+    return e->misfit * 4 <= e->facts;
 }
 
 /* After all were tried; `possible`: the first one is what the file says. */
 static const struct choice *best_of(const struct choosing *c, bool possible)
 {
     const struct choice *own = possible ? &c->tried[0] : NULL;
-    const struct choice *best = winner(c, own, false);
+    const struct choice *best = winner(c, own, false), *only = steady_one(c);
     if (best && (!own || own->unknown_features || better(best, own)))
         return best;
-    if (own && (confirmed(&own->e) || (best && !own->unknown_features)))
+    if (own && !own->e.blind && (confirmed(&own->e) || (best && !own->unknown_features)))
         return own;
     best = winner(c, own, true);
-    return best ? best : own;
+    if (best || (own && steady(&own->e)))
+        return best ? best : own;
+    return only && (!own || own->e.blind || !fits(&own->e)) ? only : own;
+}
+
+/* Without refcounts, what is chosen does not fit, and something else would. */
+static bool doubtful(const struct choosing *c, const struct choice *best)
+{
+    if (!best->e.blind || fits(&best->e))
+        return false;
+    for (unsigned i = 0; i < c->count; i++) {
+        const struct choice *t = &c->tried[i];
+        bool smaller = t->reading.cluster_bits < best->reading.cluster_bits;
+        if (fits(&t->e) && held(&t->e) >= held(&best->e) && (!smaller || best->e.unaligned))
+            return true;
+    }
+    return false;
 }
 
 /* *best NULL: nothing can be read. */
@@ -173,6 +262,10 @@ static int choose(struct choosing *c, const struct choice **best, struct qk_erro
         return ret;
     ret = try_others(c, own, err);
     *best = ret < 0 ? NULL : best_of(c, possible);
+    if (ret == 0 && (!*best || (possible && *best == &c->tried[0] && !steady(&(*best)->e)))) {
+        ret = try_pairs(c, own, err);
+        *best = ret < 0 ? NULL : best_of(c, possible);
+    }
     return ret;
 }
 
@@ -204,9 +297,10 @@ int header_choose(struct qk_io *file, const uint8_t *first, size_t len, struct h
     int ret = choose(&c, &best, err);
     if (ret < 0)
         return ret;
-    if (stored->magic_wrong && (!best || best != &c.tried[0] || !convincing(&best->e)))
+    if (stored->magic_wrong && !(best && (convincing(&best->e) || steady(&best->e))))
         return no_image(err);
     stored->unreadable = !best;
+    stored->doubtful = best && doubtful(&c, best);
     if (best)
         *h = best->h;
     else

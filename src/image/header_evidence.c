@@ -34,7 +34,17 @@ static bool fact(struct look *l, bool holds)
 {
     l->e->facts++;
     l->e->broken += !holds;
+    l->e->misfit += !holds;
     return holds;
+}
+
+/* Whether it has a refcount is another matter than whether it fits. */
+static bool counted_fact(struct look *l, bool fits, bool counted)
+{
+    l->e->facts++;
+    l->e->broken += !(fits && counted);
+    l->e->misfit += !fits;
+    return fits && counted;
 }
 
 static bool read_at(const struct look *l, uint64_t off, void *buf, size_t len)
@@ -75,7 +85,7 @@ static bool counted(const struct look *l, uint64_t off)
 
 static bool table_at(struct look *l, uint64_t off)
 {
-    return fact(l, is_place(l, off) && counted(l, off));
+    return counted_fact(l, is_place(l, off), counted(l, off));
 }
 
 /* ---- L2 tables ---- */
@@ -83,8 +93,15 @@ static bool table_at(struct look *l, uint64_t off)
 static bool compressed_fits(const struct look *l, struct l2_entry e)
 {
     struct compressed_extent ext = compressed_decode(&l->g, e.raw);
-    return !e.bitmap && !l->g.data_file && ext.off && ext.off < l->file_bytes &&
-           counted(l, ext.off);
+    return !e.bitmap && !l->g.data_file && ext.off && ext.off < l->file_bytes;
+}
+
+/* Where in this file an entry leads to; 0: nowhere. */
+static uint64_t entry_place(const struct look *l, struct l2_entry e)
+{
+    if (e.raw & ENTRY_COMPRESSED)
+        return compressed_decode(&l->g, e.raw).off;
+    return l->g.data_file ? 0 : l2_entry_host(e).v;
 }
 
 /* What would be a bitmap of subclusters is the entry of a cluster in use, or of the next one. */
@@ -93,7 +110,7 @@ static bool bitmap_is_entry(const struct look *l, struct l2_entry e)
     uint64_t off = e.bitmap & L2_OFFSET_MASK;
     bool next = off == l2_entry_host(e).v + l->g.cluster_bytes;
     return (e.bitmap & ENTRY_COPIED || next) && !(e.bitmap & L2_RESERVED_MASK) &&
-           is_cluster(l, off) && counted(l, off);
+           is_cluster(l, off);
 }
 
 static bool bitmap_fits(const struct look *l, struct l2_entry e)
@@ -114,7 +131,7 @@ static bool entry_fits(const struct look *l, struct l2_entry e, uint64_t guest)
         return false;
     if (l->g.data_file)
         return !(off || (e.raw & ENTRY_COPIED)) || off == guest;
-    return !off || (is_place(l, off) && counted(l, off));
+    return !off || is_place(l, off);
 }
 
 static bool entry_empty(struct l2_entry e)
@@ -126,6 +143,7 @@ static bool entry_empty(struct l2_entry e)
 static void l2_look(struct look *l, uint64_t off, uint64_t guest)
 {
     uint32_t used = 0, seen = 0;
+    uint64_t last = 0;
     if (io_read(l->file, off, l->table, l->g.cluster_bytes, NULL) < 0) {
         fact(l, false);
         return;
@@ -134,9 +152,14 @@ static void l2_look(struct look *l, uint64_t off, uint64_t guest)
         used += !entry_empty(l2_entry_load(&l->g, l->table, i));
     for (uint32_t i = 0; i < l->g.l2_entries; i++) {
         struct l2_entry e = l2_entry_load(&l->g, l->table, i);
+        uint64_t host = e.raw & ENTRY_COMPRESSED ? 0 : l2_entry_host(e).v,
+                 place = entry_place(l, e);
+        l->e->adjacent |= last && host == last + l->g.cluster_bytes;
+        last = host;
         if (entry_empty(e) || ++seen % div_round_up(used, L2_SAMPLES))
             continue;
-        fact(l, entry_fits(l, e, guest + ((uint64_t)i << l->g.cluster_bits)));
+        counted_fact(l, entry_fits(l, e, guest + ((uint64_t)i << l->g.cluster_bits)),
+                     !place || counted(l, place));
     }
 }
 
@@ -151,7 +174,7 @@ static void l1_look(struct look *l, const uint64_t *words, uint64_t n)
         uint64_t raw = be64toh(words[i]), off = l1_entry_host(raw);
         if (!raw || ++seen % div_round_up(used, L1_SAMPLES))
             continue;
-        bool fits = fact(l, !(raw & L1_RESERVED_MASK) && is_place(l, off) && counted(l, off));
+        bool fits = counted_fact(l, !(raw & L1_RESERVED_MASK) && is_place(l, off), counted(l, off));
         if (fits && sampled++ % TABLE_EVERY == 0)
             l2_look(l, off, i << (l->g.l2_bits + l->g.cluster_bits));
     }
@@ -160,11 +183,13 @@ static void l1_look(struct look *l, const uint64_t *words, uint64_t n)
 /* The L1 table, as far as it is in the file. */
 static int l1_load(struct look *l, struct qk_error *err)
 {
-    uint64_t off = l->h->l1_off;
-    uint64_t bytes = min_u64((uint64_t)l->h->l1_entries * 8, QCOW2_MAX_L1_BYTES);
+    uint64_t off = l->h->l1_off, entries = l->h->l1_entries;
+    if (!entries) /* no disk has that */
+        entries = min_u64(geometry_l1_entries(&l->g, l->h->size_bytes), l->g.cluster_bytes / 8);
+    uint64_t bytes = min_u64(entries * 8, QCOW2_MAX_L1_BYTES);
     if (!bytes || !fact(l, is_place(l, off)))
         return 0;
-    fact(l, counted(l, off));
+    counted_fact(l, true, counted(l, off));
     bytes = round_down(min_u64(bytes, l->file_bytes - off), 8);
     CLEANUP_FREE uint64_t *words = malloc(bytes + 1);
     if (!words)
@@ -187,12 +212,14 @@ int header_evidence(struct qk_io *file, const struct header *h, struct evidence 
     if (!table)
         return qk_fail_nomem(err);
     l.table = table;
-    e->blind = !fact(&l, counted(&l, 0)); /* one damage, however many clusters it is about */
+    /* One damage, however many clusters it is about. */
+    e->blind = !counted_fact(&l, true, counted(&l, 0));
     if (h->reftable_off)
         table_at(&l, h->reftable_off);
     e->unaligned += !h->reftable_off; /* an impossible place was read as none */
     if (!e->blind)
         table_at(&l, read_at(&l, h->reftable_off, first, sizeof(first)) ? load_be64(first) : 0);
+    e->misfit = 0;
     if (h->snapshot_count)
         table_at(&l, h->snapshots_off);
     return l1_load(&l, err);

@@ -11,7 +11,9 @@
 struct evidence {
     uint64_t facts, broken; /* statements of the format that were looked at, and do not hold */
     uint64_t unaligned;     /* offsets that were looked at, and are at no cluster of this size */
-    bool blind;             /* without refcounts: not even the header is counted */
+    uint64_t misfit; /* of the broken ones, those that are no matter of the refcount structure */
+    bool adjacent;   /* clusters one behind the other on the disk are so in the file, too */
+    bool blind;      /* without refcounts: not even the header is counted */
 };
 /* Reads the L1 table and a few of the tables that it names; h is mended. -ENOMEM. What cannot be
  * read is broken. */
@@ -23,6 +25,7 @@ struct header_stored {
     struct header fields; /* laid out as the version that it is read as */
     bool magic_wrong;
     bool unreadable; /* nothing tells the cluster size: all tables are taken to be missing */
+    bool doubtful;   /* the tables contradict the header, and do not tell what it should be */
     struct extension_fault_vec faults;
 };
 

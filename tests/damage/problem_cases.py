@@ -635,9 +635,21 @@ def cluster_bits_too_low_for_subclusters(image):
 
 
 @case([93], STAYS, touched=ALL_TOUCHED)
+def cluster_bits_and_l1_table(image):
+    image.set_field("cluster_bits", 77)
+    image.set_field("l1_off", image.l1_off + 256)
+
+
+@case([16, 92], STAYS, "plain", touched=ALL_TOUCHED)
 def cluster_bits_and_refcount_table(image):
     image.set_field("cluster_bits", 77)
     image.set_field("reftable_off", 1)
+
+
+@case([104], STAYS, touched=ALL_TOUCHED)
+def disk_size_and_l1_size(image):
+    image.set_field("size", 1 << 63)
+    image.set_field("l1_entries", 0)
 
 
 @case([94], STAYS, V3, touched=ALL_TOUCHED)
