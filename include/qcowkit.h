@@ -143,15 +143,13 @@ struct qk_open_options {
 };
 #define QK_OPEN_OPTIONS_INIT QK_SIZED(struct qk_open_options)
 
-/*
- * Opens `name`: a file name, "json:{...}", "blkdebug:config:image", "nbd:..."; NULL when `opts`
+/* Opens `name`: a file name, "json:{...}", "blkdebug:config:image", "nbd:..."; NULL when `opts`
  * has a full description ("driver=qcow2", "file.filename=a.qcow2").
  * A raw image that was not asked for by format is write-protected in its first sector against
  * becoming something else by probing, as QEMU does.
  * Errors: -ENOENT, -EACCES, -EAGAIN (locked by another program), -EINVAL (damaged or unknown),
  * -ENOTSUP (the image uses a feature this version has not; `err` names it), -ELOOP (backing loop).
- * On success *out is owned by the caller; release with qk_disk_close. MT-safe.
- */
+ * On success *out is owned by the caller; release with qk_disk_close. MT-safe. */
 QK_API int qk_disk_open(const char *name, const struct qk_open_options *opts, struct qk_disk **out,
                         struct qk_error *err);
 
@@ -178,12 +176,10 @@ QK_API int qk_disk_read(struct qk_disk *disk, uint64_t off, void *buf, size_t le
 QK_API int qk_disk_readv(struct qk_disk *disk, uint64_t off, const struct iovec *iov, int iovcnt,
                          struct qk_error *err);
 
-/*
- * Writes len bytes at off. Returns once a read would see them; they are stable after the next
+/* Writes len bytes at off. Returns once a read would see them; they are stable after the next
  * qk_disk_flush that returns 0 (or with QK_WRITE_FUA). -EROFS, -ENOSPC, -EIO, -EINVAL (range).
  * On failure the range may hold old or new bytes, everything else is untouched. MT-safe;
- * overlapping writes end in one of the two orders per cluster.
- */
+ * overlapping writes end in one of the two orders per cluster. */
 QK_API int qk_disk_write(struct qk_disk *disk, uint64_t off, const void *buf, size_t len,
                          unsigned flags, struct qk_error *err);
 QK_API int qk_disk_writev(struct qk_disk *disk, uint64_t off, const struct iovec *iov, int iovcnt,
@@ -255,14 +251,12 @@ struct qk_option_desc {
  * or one that cannot be created. Static storage. MT-safe. */
 QK_API const struct qk_option_desc *qk_create_options(const char *format, size_t *count);
 
-/*
- * Creates image file `name`. `options` is a NULL-terminated list of "key=value" with the keys of
+/* Creates image file `name`. `options` is a NULL-terminated list of "key=value" with the keys of
  * qk_create_options ("size=10G", "cluster_size=64k", "backing_file=...", ...), or NULL. The size
  * may be left out when a backing file is given, which is then opened for it. An existing file is
  * replaced, after its lock was taken; a block device is kept and must be large enough. MT-safe.
  * Errors: -EINVAL (option), -EAGAIN (locked), -ENOSPC, -EFBIG. A failed creation removes a file
- * that it has made.
- */
+ * that it has made. */
 QK_API int qk_create(const char *name, const char *format, const char *const *options,
                      struct qk_error *err);
 
@@ -276,26 +270,22 @@ struct qk_create_context {
 QK_API int qk_create_with(const char *name, const char *format, const char *const *options,
                           const struct qk_create_context *context, struct qk_error *err);
 
-/*
- * What qemu-img does before it says "Formatting ...": checks how each value is written, opens the
+/* What qemu-img does before it says "Formatting ...": checks how each value is written, opens the
  * backing file for its size (QK_CREATE_UNCHECKED_BACKING: leaves it alone), fills in the defaults
  * that qemu-img shows. *resolved gets a NULL-terminated list of "key=value" in the order in which
  * qemu-img prints it, with sizes in bytes, fit for qk_create; release with qk_options_free.
- * Creates nothing. Errors as qk_create. MT-safe.
- */
+ * Creates nothing. Errors as qk_create. MT-safe. */
 enum qk_create_flag { QK_CREATE_UNCHECKED_BACKING = 1u << 0 };
 QK_API int qk_create_resolve(const char *name, const char *format, const char *const *options,
                              unsigned flags, char ***resolved, struct qk_error *err);
 /* Releases what qk_create_resolve gave; NULL is allowed. MT-safe. */
 QK_API void qk_options_free(char **list);
 
-/*
- * Changes the virtual size. Growing gives zeroes, also over a longer backing file; shrinking needs
+/* Changes the virtual size. Growing gives zeroes, also over a longer backing file; shrinking needs
  * QK_RESIZE_SHRINK and is the new size in one step, the space is given back after that. `prealloc`
  * is for what is added. -EINVAL: smaller without the flag; -ENOTSUP: the format, or a mode that
  * it has not, or another size of a version 2 image with snapshots; -EFBIG, -ENOSPC, -EROFS.
- * Exclusive with respect to data in the range that goes away; otherwise MT-safe.
- */
+ * Exclusive with respect to data in the range that goes away; otherwise MT-safe. */
 enum qk_resize_flag { QK_RESIZE_SHRINK = 1u << 0 };
 QK_API int qk_disk_resize(struct qk_disk *disk, uint64_t size, enum qk_prealloc prealloc,
                           unsigned flags, struct qk_error *err);
@@ -380,14 +370,12 @@ QK_API int qk_disk_snapshot(struct qk_disk *disk, uint32_t index, struct qk_snap
 QK_API int qk_disk_snapshot_freed(struct qk_disk *disk, uint32_t index, uint64_t *bytes,
                                   struct qk_error *err);
 
-/*
- * Changing snapshots. Each call happens as a whole and is stable when it returns 0, or not at all;
+/* Changing snapshots. Each call happens as a whole and is stable when it returns 0, or not at all;
  * other calls on the disk wait meanwhile. Snapshots are named by id and name: one that is NULL does
  * not matter, the first snapshot that fits is meant. -ENOENT: there is none. -ENOTSUP: not for this
  * format, or for images with an external data file. -ERANGE: the image's refcount_bits cannot
  * express how often clusters would be shared (the error says which width would do). -EROFS,
- * -ENOSPC. MT-safe.
- */
+ * -ENOSPC. MT-safe. */
 struct qk_snapshot_options {
     size_t struct_size;
     const char *name;       /* need not be unique */
@@ -434,22 +422,18 @@ struct qk_bitmap_extent {
     uint64_t off, len; /* bytes, len > 0; borders inside the disk are those of whole bits */
     bool dirty;        /* written to while the bitmap was enabled */
 };
-/*
- * The longest range from off on, at most len bytes, that is dirty or clean as a whole in bitmap
+/* The longest range from off on, at most len bytes, that is dirty or clean as a whole in bitmap
  * `name`. What is written meanwhile may be there or not. Reads no guest data.
  * -ENOENT no such bitmap; -ESTALE it was in use and is not to be trusted; -EINVAL off is not inside
- * the disk, or the bitmap is damaged; -EIO. MT-safe. (Format, "Bitmaps".)
- */
+ * the disk, or the bitmap is damaged; -EIO. MT-safe. (Format, "Bitmaps".) */
 QK_API int qk_disk_bitmap_status(struct qk_disk *disk, const char *name, uint64_t off, uint64_t len,
                                  struct qk_bitmap_extent *extent, struct qk_error *err);
 
-/*
- * Changes of the persistent bitmaps of a qcow2 image of version 3, opened for writing. Each waits
+/* Changes of the persistent bitmaps of a qcow2 image of version 3, opened for writing. Each waits
  * for the requests that run, is atomic, and is stable when it returns 0; a failed one has changed
  * nothing (a merge may have made ranges dirty in memory). All are MT-safe. Common errors: -ENOENT
  * no such bitmap; -ESTALE it was in use and can only be removed; -ENOTSUP the format, or the
- * version of the image, has no bitmaps; -EROFS, -ENOSPC, -EIO.
- */
+ * version of the image, has no bitmaps; -EROFS, -ENOSPC, -EIO. */
 enum qk_bitmap_flag { QK_BITMAP_DISABLED = 1u << 0 }; /* does not record writes */
 /* Adds an empty bitmap. name: 1 to 1023 bytes. granularity: a power of two from 512 to 2 GiB, 0 for
  * the cluster size within 4 KiB and 64 KiB. -EEXIST, -EINVAL; -EFBIG: over 512 MiB of bits, or more
@@ -486,8 +470,7 @@ struct qk_amend_settings {
 };
 #define QK_AMEND_SETTINGS_INIT QK_SIZED(struct qk_amend_settings)
 
-/*
- * Changes options of the image of `disk`, opened with QK_OPEN_RDWR: a NULL-terminated list of
+/* Changes options of the image of `disk`, opened with QK_OPEN_RDWR: a NULL-terminated list of
  * "key=value" with the keys of qk_amend_options. All is judged before anything changes; then the
  * steps (version up, refcount width, names, key slots, size, lazy refcounts, version down) follow
  * one another, each safe against crashes and errors by itself and stable before the next: a
@@ -495,8 +478,7 @@ struct qk_amend_settings {
  * width takes room for the new refcount blocks in the file, and memory for the refcount table and
  * 4 MiB. -EINVAL: unknown or wrong option, a refcount that does not fit (the cluster is named);
  * -ENOTSUP: format, or a feature that the older version does not have; -ENOSPC, -ECANCELED.
- * Exclusive. (Format, "Header".)
- */
+ * Exclusive. (Format, "Header".) */
 QK_API int qk_disk_amend(struct qk_disk *disk, const char *const *options,
                          const struct qk_amend_settings *settings, struct qk_error *err);
 
@@ -539,6 +521,20 @@ struct qk_problem {
     uint64_t user_total;
     unsigned allow;     /* of enum qk_allow: what lets a repair do more than `fix`; 0: nothing */
     const char *bitmap; /* name of the bitmap that it concerns; NULL: none, or not known */
+};
+
+#define QK_RUN_NUMBERS 4
+#define QK_RUN_LEAST   16 /* fewer are told one by one */
+/* How `count` findings in a row differ: number i, from 0 on, has the first one's values and i times
+ * their steps, modulo 2^64; file_off and (file_bit + i * file_bits_step) / 8. */
+struct qk_problem_run {
+    size_t struct_size;
+    uint64_t count, file_bits_step, guest_step, found_step; /* of file_off, guest_off, found */
+    unsigned file_bit, number_count;
+    struct qk_run_number {        /* in the text, in its order: those that differ */
+        unsigned at, width, base; /* of its digits in the first one's; 10 or 16 */
+        uint64_t value, step;
+    } numbers[QK_RUN_NUMBERS];
 };
 
 /* One step of a repair. Strings are static, but `lost`, which is valid in the callback only. */
@@ -599,10 +595,9 @@ struct qk_check_options {
     /* A new file that takes what the repair overwrites, for qk_undo; made only when something is
      * written. NULL: none. What cannot be saved is not overwritten. */
     const char *undo_file;
-    /* The same finding for `clusters` clusters in a row, told as that of the first: texts of the
-     * others differ in the cluster's number, the first one in it. False: on_problem is called for
-     * each of them, as it is where this is NULL. */
-    bool (*on_run)(void *opaque, const struct qk_problem *first, uint64_t clusters);
+    /* QK_RUN_LEAST findings or more that differ by equal steps, as the first of them and the steps.
+     * False: on_problem is called for each of them, as it is where this is NULL. */
+    bool (*on_run)(void *opaque, const struct qk_problem *first, const struct qk_problem_run *run);
     /* For QK_ALLOW_ROLLBACK: id or name of the snapshot; NULL: the newest sound one. -ENOENT,
      * -EUCLEAN, -ERANGE: it must go there and cannot; nothing was changed. */
     const char *rollback;

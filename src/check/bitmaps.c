@@ -52,6 +52,7 @@ static void word_damaged(struct check *c, const struct finding *f)
     }
     c->sink.bitmap = *name ? name : NULL;
     sink_found(&c->sink, f, f->found);
+    sink_flush(&c->sink);
     c->sink.bitmap = NULL;
 }
 
@@ -104,6 +105,7 @@ static void entry_damaged(struct check *c, const struct bitmap_note *b, enum pro
         sink_found(&c->sink, &f, why);
     else
         sink_found(&c->sink, &f, b->table_off);
+    sink_flush(&c->sink);
     c->sink.bitmap = NULL;
 }
 

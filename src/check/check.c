@@ -72,6 +72,7 @@ static int check_init(struct check *c, struct qk_error *err)
 
 static void check_release(struct check *c)
 {
+    sink_flush(&c->sink);
     block_cache_drop(c);
     if (c->refs.regions)
         refmap_free(&c->refs);

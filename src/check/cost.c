@@ -250,6 +250,7 @@ int cost_tell(struct check *c, struct qk_error *err)
 {
     if (!c->opts->on_loss)
         return 0;
+    sink_flush(&c->sink);
     bool sure = c->data_file ? c->sink.seen[PROBLEM_L2_DATA_FILE_CUT] : c->cut.sure;
     int ret = sure ? tail_look(c, err) : 0;
     if (ret < 0 || !any(c))

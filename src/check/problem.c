@@ -1,13 +1,11 @@
 /*
- * problem.c - the sink: wording, counting and handing on of findings. Called from one thread at a
- * time. Promises that result->corruptions, leaks and check_errors are what is still open.
+ * problem.c - the table of problems, and the sink: counting of findings. Called from one thread
+ * at a time. Promises that result->corruptions, leaks and check_errors are what is still open.
  */
 #include "check/problem.h"
 #include "base/checked.h"
 
 #include <stdarg.h>
-#include <stdio.h>
-#include <string.h>
 
 const struct problem_info problems[PROBLEM_COUNT] = {
 #define PROBLEM(number_, id_, name_, structure_, severity_, repair_, actions_, format_, why_)      \
@@ -83,7 +81,7 @@ bool problem_chosen(const struct qk_check_options *opts, enum problem_id id)
 
 /* An L1 table that lies behind the end is given up, or else named where the search has found it;
  * entries are given up beside a table that is a ruin only with it. */
-static unsigned choice_of(const struct sink *s, enum problem_id id, enum qk_repair *repair)
+unsigned problem_choices(const struct sink *s, enum problem_id id, enum qk_repair *repair)
 {
     unsigned ruin = QK_ALLOW_ENTRIES | QK_ALLOW_L1;
     *repair = problems[id].repair;
@@ -110,93 +108,6 @@ static uint64_t *open_counter(struct qk_check_result *r, enum qk_severity severi
     return NULL;
 }
 
-static const char *first_word(const struct problem_info *p, bool repaired)
-{
-    if (repaired)
-        return "Repairing";
-    if (p->severity == QK_SEVERITY_NONE)
-        return "Note:";
-    return p->severity == QK_SEVERITY_LEAK ? "Leaked" : "ERROR";
-}
-
-/* How much of the disk lies behind what is damaged. */
-static uint64_t guest_bytes(const struct sink *s, const struct finding *f, uint64_t guest_off)
-{
-    bool table = !strcmp(problems[f->id].structure, "L1 table") || f->id == PROBLEM_L2_UNREADABLE;
-    if (guest_off >= s->disk_bytes)
-        return 0;
-    if (s->range_bytes)
-        return s->range_bytes;
-    return min_u64(table ? s->table_bytes : s->cluster_bytes, s->disk_bytes - guest_off);
-}
-
-/* Of one cluster, or of `clusters` in a row: false when that is to be told one by one. */
-static bool hand_on(struct sink *s, const struct finding *f, bool repaired, uint64_t clusters,
-                    va_list args)
-{
-    const struct problem_info *p = &problems[f->id];
-    if (!s->opts->on_problem)
-        return true;
-    if (clusters > 1 && !s->opts->on_run)
-        return false;
-    char text[1600];
-    uint64_t guest_off = f->guest_off == QK_OFFSET_NONE ? s->guest_off : f->guest_off;
-    enum qk_repair repair;
-    unsigned allow = choice_of(s, f->id, &repair);
-    int n = snprintf(text, sizeof(text), "%s", first_word(p, repaired));
-    vsnprintf(text + n, sizeof(text) - (size_t)n, p->format, args);
-    const struct qk_problem problem = {
-        .struct_size = sizeof(problem),
-        .number = p->number,
-        .name = p->name,
-        .structure = p->structure,
-        .text = text,
-        .explanation = p->explanation,
-        .severity = p->severity,
-        .repair = repair,
-        .repaired = repaired,
-        .file_off = f->file_off,
-        .guest_off = guest_off,
-        .expected = f->expected,
-        .found = f->found,
-        .snapshot = s->snapshot,
-        .snapshot_name = s->snapshot_name,
-        .guest_bytes = guest_bytes(s, f, guest_off),
-        .users = s->user_count ? s->users : NULL,
-        .user_count = s->user_count,
-        .user_total = s->user_count ? s->user_total : 0,
-        .allow = allow,
-        .bitmap = s->bitmap,
-    };
-    if (clusters > 1)
-        return s->opts->on_run(s->opts->opaque, &problem, clusters);
-    s->opts->on_problem(s->opts->opaque, &problem);
-    return true;
-}
-
-static bool hand_on_these(struct sink *s, const struct finding *f, bool repaired, uint64_t clusters,
-                          ...)
-{
-    va_list args;
-    va_start(args, clusters);
-    bool done = hand_on(s, f, repaired, clusters, args);
-    va_end(args);
-    return done;
-}
-
-static void hand_on_run(struct sink *s, const struct finding *f, bool repaired, struct sink_run run)
-{
-    if (hand_on_these(s, f, repaired, run.clusters, run.cluster, f->found, f->expected))
-        return;
-    const uint64_t bit = run.cluster * s->refcount_bits % 8;
-    struct finding one = *f;
-    for (uint64_t i = 0; i < run.clusters; i++) {
-        if (f->file_off != QK_OFFSET_NONE)
-            one.file_off = f->file_off + (bit + i * s->refcount_bits) / 8;
-        hand_on_these(s, &one, repaired, 1, run.cluster + i, f->found, f->expected);
-    }
-}
-
 static void note(struct sink *s, enum problem_id id, uint64_t n)
 {
     s->seen[id] += n;
@@ -214,7 +125,7 @@ void sink_found(struct sink *s, const struct finding *f, ...)
         return;
     va_list args;
     va_start(args, f);
-    hand_on(s, f, false, 1, args);
+    sink_tell(s, f, false, NULL, args);
     va_end(args);
 }
 
@@ -238,7 +149,7 @@ void sink_repaired(struct sink *s, const struct finding *f, ...)
     close_finding(s, f->id, 1);
     va_list args;
     va_start(args, f);
-    hand_on(s, f, true, 1, args);
+    sink_tell(s, f, true, NULL, args);
     va_end(args);
 }
 
@@ -246,14 +157,28 @@ void sink_declined(struct sink *s, const struct finding *f, ...)
 {
     va_list args;
     va_start(args, f);
-    hand_on(s, f, false, 1, args);
+    sink_tell(s, f, false, NULL, args);
     va_end(args);
+}
+
+static void tell_these(struct sink *s, const struct finding *f, bool repaired,
+                       const struct sink_run *run, ...)
+{
+    va_list args;
+    va_start(args, run);
+    sink_tell(s, f, repaired, run, args);
+    va_end(args);
+}
+
+static void tell_run(struct sink *s, const struct finding *f, bool repaired, struct sink_run run)
+{
+    tell_these(s, f, repaired, &run, run.cluster, f->found, f->expected);
 }
 
 void sink_found_run(struct sink *s, const struct finding *f, struct sink_run run)
 {
     note(s, f->id, run.clusters);
-    hand_on_run(s, f, false, run);
+    tell_run(s, f, false, run);
 }
 
 void sink_repaired_run(struct sink *s, const struct finding *f, struct sink_run run)
@@ -261,12 +186,12 @@ void sink_repaired_run(struct sink *s, const struct finding *f, struct sink_run 
     if (s->open[f->id] < run.clusters)
         note(s, f->id, run.clusters - s->open[f->id]);
     close_finding(s, f->id, run.clusters);
-    hand_on_run(s, f, true, run);
+    tell_run(s, f, true, run);
 }
 
 void sink_declined_run(struct sink *s, const struct finding *f, struct sink_run run)
 {
-    hand_on_run(s, f, false, run);
+    tell_run(s, f, false, run);
 }
 
 void sink_settle(struct sink *s, enum problem_id id)
@@ -282,6 +207,7 @@ void sink_settle_one(struct sink *s, enum problem_id id)
 
 void sink_message(struct sink *s, const char *line)
 {
+    sink_flush(s);
     if (s->opts->on_message)
         s->opts->on_message(s->opts->opaque, line);
 }

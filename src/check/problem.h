@@ -1,7 +1,7 @@
 /*
  * problem.h - the table of problems (problems.def) as code, and the sink through which every
- * finding goes: it counts, words and hands on, and remembers how often each problem was seen, which
- * is what decide() (plan.h) works from.
+ * finding goes: it counts (problem.c), words and hands on (sink.c), and remembers how often each
+ * problem was seen, which is what decide() (plan.h) works from.
  */
 #ifndef QK_CHECK_PROBLEM_H
 #define QK_CHECK_PROBLEM_H
@@ -9,6 +9,7 @@
 #include "base/error.h"
 
 #include <inttypes.h>
+#include <stdarg.h>
 
 enum problem_id {
 #define PROBLEM(number_, id_, ...) PROBLEM_##id_,
@@ -50,12 +51,37 @@ struct finding {
     uint64_t expected, found;
 };
 
+/* What one finding says beside what its kind says. */
+struct told {
+    enum problem_id id;
+    bool repaired;
+    enum qk_repair repair;
+    unsigned allow;
+    unsigned file_bit; /* refcounts may be narrower than a byte */
+    uint64_t file_off, guest_off, guest_bytes, expected, found;
+    uint64_t args[QK_RUN_NUMBERS]; /* of the problem's format */
+    const char *snapshot, *snapshot_name, *bitmap;
+};
+
+/* By how much each finding of a run differs from the one before it. */
+struct told_step {
+    uint64_t file_bits, guest, found, args[QK_RUN_NUMBERS];
+};
+
+/* Findings that say the same in equal steps wait here until another comes (sink.c). */
+struct told_run {
+    uint64_t count; /* 0: none waits */
+    struct told first, last;
+    struct told_step step;
+};
+
 struct sink {
     const struct qk_check_options *opts;
     struct qk_check_result *result;
     uint64_t seen[PROBLEM_COUNT];
     uint64_t open[PROBLEM_COUNT]; /* seen and not repaired */
-    const char *snapshot;         /* id of the one that is looked at; NULL: none, or not known */
+    /* Whom the next findings concern: who ends a name here calls sink_flush before. */
+    const char *snapshot; /* id of the one that is looked at; NULL: none, or not known */
     const char *snapshot_name;
     const char *bitmap;
     uint64_t guest_off;   /* for findings that know none themselves */
@@ -65,6 +91,7 @@ struct sink {
     struct qk_cluster_user users[QK_USERS_LISTED];
     unsigned user_count;
     uint64_t user_total;
+    struct told_run waiting;
 };
 
 /* A new finding. What this run will repair and announce then (edits) is counted only. The
@@ -86,6 +113,16 @@ void sink_declined_run(struct sink *s, const struct finding *f, struct sink_run 
 void sink_settle(struct sink *s, enum problem_id id);
 void sink_settle_one(struct sink *s, enum problem_id id);
 void sink_message(struct sink *s, const char *line);
+/* Hands on what waits: before anything else is told, and before what it names goes. */
+void sink_flush(struct sink *s);
+
+/* ---- between problem.c and sink.c ---- */
+
+/* Which of enum qk_allow a repair that chooses needs (0: there is none), and what kind it is. */
+unsigned problem_choices(const struct sink *s, enum problem_id id, enum qk_repair *repair);
+/* A finding, or `run` of them, goes to who wants to hear of it. */
+void sink_tell(struct sink *s, const struct finding *f, bool repaired, const struct sink_run *run,
+               va_list args);
 
 /* opts->fix asks for the repair of this problem, and it needs no decision, or opts->allow has it.
  */

@@ -80,8 +80,9 @@ int write_changed(struct check *c, const struct step *what, const struct table_w
     return plan_write(c, &step, &bytes, err);
 }
 
-void plan_tell(const struct check *c)
+void plan_tell(struct check *c)
 {
+    sink_flush(&c->sink);
     c->result->steps = c->steps.len;
     for (size_t i = 0; c->opts->on_step && i < c->steps.len; i++) {
         const struct step *s = &c->steps.ptr[i];
@@ -155,13 +156,19 @@ static void shrink_back(struct check *c, struct qk_io *file)
         io_resize(file, c->file_bytes, QK_PREALLOC_OFF, NULL);
 }
 
+/* -EFBIG: a file cannot be as long as the plan needs it. */
+static bool no_room(int ret)
+{
+    return ret == -ENOSPC || ret == -EFBIG;
+}
+
 /* With a log there is a way back that needs no judgement. */
 static int carry_out_saving(struct check *c, struct qk_io *file, struct qk_io *log,
                             struct qk_error *err)
 {
     struct undo_result undone;
     int ret = commit_saving(c, file, log, err);
-    if (ret != -ENOSPC || !c->result->undo_saved || undo_restore(log, file, &undone, NULL) < 0)
+    if (!no_room(ret) || !c->result->undo_saved || undo_restore(log, file, &undone, NULL) < 0)
         return ret;
     c->result->undo_saved = false;
     c->out_of_room = true;
@@ -173,7 +180,7 @@ static int carry_out_plainly(struct check *c, struct qk_io *file, struct qk_erro
     int ret = stage_commit(c->stage, file, err);
     if (ret < 0)
         shrink_back(c, file);
-    c->out_of_room = ret == -ENOSPC;
+    c->out_of_room = no_room(ret);
     return ret;
 }
 

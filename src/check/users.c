@@ -106,6 +106,8 @@ uint64_t snapshot_disk_bytes(struct check *c, uint64_t entry_off)
 
 void sink_of_snapshot(struct check *c, uint16_t snapshot)
 {
+    if (c->sink.snapshot)
+        sink_flush(&c->sink);
     snapshot_label(c, snapshot, &c->label);
     c->sink.snapshot = c->label.id[0] ? c->label.id : NULL;
     c->sink.snapshot_name = c->label.id[0] ? c->label.name : NULL;
@@ -257,6 +259,8 @@ void sink_of_cluster(struct check *c, uint64_t cluster)
 
 void sink_of_nothing(struct check *c)
 {
+    if (c->sink.snapshot)
+        sink_flush(&c->sink);
     c->sink.snapshot = c->sink.snapshot_name = NULL;
     c->sink.user_count = 0;
     c->sink.guest_off = QK_OFFSET_NONE;

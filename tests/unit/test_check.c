@@ -179,35 +179,55 @@ static void test_bad_block_replaced(void)
 /* ---- findings in runs ---- */
 
 struct lines {
-    char text[20000];
+    char text[60000];
     size_t len;
     unsigned runs;
     bool take; /* what on_run returns */
 };
 
-static void add_line(struct lines *l, const char *text)
+static void add_line(struct lines *l, const struct qk_problem *p)
 {
-    l->len += (size_t)snprintf(l->text + l->len, sizeof(l->text) - l->len, "%s\n", text);
+    l->len += (size_t)snprintf(
+        l->text + l->len, sizeof(l->text) - l->len,
+        "%s at %" PRIx64 " guest %" PRIx64 "+%" PRIx64 " has %" PRIx64 " not %" PRIx64 "\n",
+        p->text, p->file_off, p->guest_off, p->guest_bytes, p->found, p->expected);
 }
 
 static void one_line(void *opaque, const struct qk_problem *p)
 {
-    add_line(opaque, p->text);
+    add_line(opaque, p);
 }
 
-/* The first number in the text, and those behind it. */
-static bool run_of_lines(void *opaque, const struct qk_problem *p, uint64_t clusters)
+static void run_line(char line[200], const struct qk_problem *p, const struct qk_problem_run *run,
+                     uint64_t i)
+{
+    unsigned from = 0, n = 0;
+    for (unsigned k = 0; k < run->number_count; k++) {
+        const struct qk_run_number *number = &run->numbers[k];
+        n +=
+            (unsigned)snprintf(line + n, 200 - n, "%.*s", (int)(number->at - from), p->text + from);
+        n += (unsigned)snprintf(line + n, 200 - n, number->base == 16 ? "%" PRIx64 : "%" PRIu64,
+                                number->value + i * number->step);
+        from = number->at + number->width;
+    }
+    snprintf(line + n, 200 - n, "%s", p->text + from);
+}
+
+static bool run_of_lines(void *opaque, const struct qk_problem *p, const struct qk_problem_run *run)
 {
     struct lines *l = opaque;
-    const char *digits = p->text + strcspn(p->text, "0123456789"), *rest;
-    uint64_t cluster = strtoull(digits, (char **)&rest, 10);
     l->runs++;
-    CHECK(clusters > 1);
-    for (uint64_t i = 0; l->take && i < clusters; i++) {
+    CHECK(run->count >= 16);
+    for (uint64_t i = 0; l->take && i < run->count; i++) {
+        struct qk_problem one = *p;
         char line[200];
-        snprintf(line, sizeof(line), "%.*s%" PRIu64 "%s", (int)(digits - p->text), p->text,
-                 cluster + i, rest);
-        add_line(l, line);
+        run_line(line, p, run, i);
+        one.text = line;
+        if (p->file_off != QK_OFFSET_NONE)
+            one.file_off += (run->file_bit + i * run->file_bits_step) / 8;
+        one.guest_off += i * run->guest_step;
+        one.found += i * run->found_step;
+        add_line(l, &one);
     }
     return l->take;
 }

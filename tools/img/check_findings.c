@@ -1,8 +1,10 @@
 /*
- * check_findings.c - findings as lines on stderr, at once or held back (check_findings.h).
+ * check_findings.c - findings as lines on stderr, each by itself or many at once
+ * (check_findings.h).
  */
 #include "img/check_findings.h"
 #include "common/report.h"
+#include "img/check_runs.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -49,49 +51,55 @@ static void write_user(FILE *out, const struct qk_cluster_user *u)
     fputc('\n', out);
 }
 
-static void write_place(FILE *out, const struct qk_problem *p)
+/* Of a run, the place of its last finding too. */
+static void write_offsets(FILE *out, const char *what, uint64_t first, uint64_t last)
+{
+    if (first == QK_OFFSET_NONE)
+        return;
+    fprintf(out, "%s%s 0x%" PRIx64, what, first == last ? "" : "s", first);
+    if (first != last)
+        fprintf(out, " to 0x%" PRIx64, last);
+}
+
+static void write_place(FILE *out, const struct qk_problem *p, const struct qk_problem *last,
+                        uint64_t findings)
 {
     fprintf(out, "    [%" PRIu32 "] %s in the %s", p->number, p->name, p->structure);
-    if (p->file_off != QK_OFFSET_NONE)
-        fprintf(out, " at offset 0x%" PRIx64, p->file_off);
-    if (p->guest_off != QK_OFFSET_NONE)
-        fprintf(out, ", guest offset 0x%" PRIx64, p->guest_off);
+    write_offsets(out, " at offset", p->file_off, last->file_off);
+    write_offsets(out, ", guest offset", p->guest_off, last->guest_off);
     if (p->snapshot)
         fprintf(out, ", snapshot %s (%s)", p->snapshot, p->snapshot_name ? p->snapshot_name : "");
     if (p->bitmap)
         fprintf(out, ", bitmap %s", p->bitmap);
+    if (findings > 1)
+        fprintf(out, ", %" PRIu64 " times", findings);
     fputc('\n', out);
     for (unsigned i = 0; i < p->user_count; i++)
         write_user(out, &p->users[i]);
     if (p->user_total > p->user_count && p->user_count)
         fprintf(out, "      %" PRIu64 " references in all\n", p->user_total);
     bool lossy = p->repair == QK_REPAIR_LOSSY || p->repair == QK_REPAIR_NONE;
-    if (lossy && p->guest_bytes)
-        fprintf(out, "      at stake: guest bytes 0x%" PRIx64 " to 0x%" PRIx64 "\n", p->guest_off,
-                p->guest_off + p->guest_bytes - 1);
+    if (!lossy || !p->guest_bytes)
+        return;
+    fprintf(out, "      at stake: ");
+    if (findings > 1)
+        fprintf(out, "%" PRIu64 " times %" PRIu64 " of the ", findings, p->guest_bytes);
+    fprintf(out, "guest bytes 0x%" PRIx64 " to 0x%" PRIx64 "\n", p->guest_off,
+            last->guest_off + last->guest_bytes - 1);
 }
 
-static void write_problem(struct check_findings *f, FILE *out, const struct qk_problem *p)
+static void write_explained(struct check_findings *f, FILE *out, const struct qk_problem *p,
+                            const struct qk_problem_run *run)
 {
-    fprintf(out, "%s\n", p->text);
-    if (!f->explain)
-        return;
-    write_place(out, p);
+    struct run_part last = {.first = *p};
+    if (run)
+        run_part(p, run, run->count - 1, 1, &last);
+    write_place(out, p, &last.first, run ? run->count : 1);
     if (p->number >= MAX_EXPLAINED || f->explained[p->number])
         return;
     f->explained[p->number] = true;
     fprintf(out, "    %s\n", p->explanation);
     write_repair(out, p);
-}
-
-static void keep(struct check_findings *f, char *text, const struct qk_problem *p)
-{
-    if (f->count == f->room) {
-        f->room = f->room ? 2 * f->room : 64;
-        f->item = xrealloc(f->item, f->room * sizeof(*f->item));
-    }
-    f->item[f->count++] =
-        (struct check_finding){text, f->json ? check_json_held(f->json, p) : NULL, p->severity};
 }
 
 void findings_recount(struct check_findings *f)
@@ -126,38 +134,14 @@ static void count(struct check_findings *f, const struct qk_problem *p, uint64_t
     }
 }
 
-void findings_on_problem(void *findings, const struct qk_problem *problem)
-{
-    struct check_findings *f = findings;
-    count(f, problem, 1);
-    if (f->json && !f->hold)
-        check_json_problem(f->json, problem);
-    if (f->mute || (problem->severity == QK_SEVERITY_NONE && !f->explain))
-        return;
-    char *text = NULL;
-    size_t size;
-    FILE *out = open_memstream(&text, &size);
-    if (!out)
-        return;
-    write_problem(f, out, problem);
-    fclose(out);
-    if (text && f->hold) {
-        keep(f, text, problem);
-        return;
-    }
-    progress_clear(f->progress);
-    put_text(stderr, text ? text : problem->text);
-    free(text);
-}
+/* ---- telling ---- */
 
-/* ---- many lines ---- */
-
-#define LINES_BYTES  ((size_t)64 << 10)
 #define BUFFER_BYTES ((size_t)2 << 20)
 
 void findings_begin(struct check_findings *findings)
 {
-    findings->buffer = isatty(STDERR_FILENO) ? NULL : malloc(BUFFER_BYTES);
+    findings->terminal = isatty(STDERR_FILENO);
+    findings->buffer = findings->terminal ? NULL : malloc(BUFFER_BYTES);
     if (findings->buffer)
         setvbuf(stderr, findings->buffer, _IOFBF, BUFFER_BYTES);
 }
@@ -171,50 +155,111 @@ void findings_end(struct check_findings *findings)
     findings->buffer = NULL;
 }
 
-/* The number behind `digits`, one higher; it keeps its length but for 99 to 100, which is false. */
-static bool count_up(char *digits, size_t width)
+/* A name from the image must not steer a terminal; nothing else needs a look at each byte. */
+static void explain(struct check_findings *f, const struct qk_problem *p,
+                    const struct qk_problem_run *run)
 {
-    for (size_t i = width; i > 0; i--) {
-        if (digits[i - 1] != '9') {
-            digits[i - 1]++;
-            return true;
-        }
-        digits[i - 1] = '0';
-    }
-    return false;
+    TEXT_CLEANUP char *text = NULL;
+    size_t size;
+    FILE *out = f->terminal ? open_memstream(&text, &size) : stderr;
+    if (!out)
+        return;
+    write_explained(f, out, p, run);
+    if (out == stderr)
+        return;
+    fclose(out);
+    if (text)
+        put_text(stderr, text);
 }
 
-/* Millions of lines take no longer than it takes to write them. */
-bool findings_on_run(void *findings, const struct qk_problem *first, uint64_t clusters)
+/* One finding, or a run (which has no name in its lines). */
+static void print(struct check_findings *f, const struct qk_problem *p,
+                  const struct qk_problem_run *run)
+{
+    progress_clear(f->progress);
+    if (run) {
+        run_write_lines(p, run, stderr);
+    } else {
+        if (f->terminal)
+            put_text(stderr, p->text);
+        else
+            fputs(p->text, stderr);
+        fputc('\n', stderr);
+    }
+    if (f->explain)
+        explain(f, p, run);
+}
+
+static bool unwanted(const struct check_findings *f, const struct qk_problem *p)
+{
+    return f->mute || (p->severity == QK_SEVERITY_NONE && !f->explain);
+}
+
+static void tell(struct check_findings *f, const struct qk_problem *p,
+                 const struct qk_problem_run *run)
+{
+    if (f->json)
+        check_json_problem(f->json, p, run);
+    if (!unwanted(f, p))
+        print(f, p, run);
+}
+
+void findings_on_problem(void *findings, const struct qk_problem *problem)
 {
     struct check_findings *f = findings;
-    size_t head = strcspn(first->text, "0123456789"), length = strlen(first->text);
-    size_t width = strspn(first->text + head, "0123456789");
-    char line[256], *lines = malloc(LINES_BYTES);
-    if (f->json || f->hold || f->explain || !lines || length + 2 > sizeof(line)) {
-        free(lines);
+    count(f, problem, 1);
+    if (f->lasting && (unwanted(f, problem) ||
+                       !lasting_found(f->lasting, problem, problem->text, strlen(problem->text))))
+        return;
+    if (!f->hold)
+        tell(f, problem, NULL);
+}
+
+/* Findings [i, i + n) of a run, of which the rest did not last. */
+static void tell_part(struct check_findings *f, const struct qk_problem *first,
+                      const struct qk_problem_run *run, uint64_t i, uint64_t n)
+{
+    struct run_part part;
+    if (f->hold)
+        return;
+    if (n >= QK_RUN_LEAST) {
+        run_part(first, run, i, n, &part);
+        tell(f, &part.first, &part.run);
+        return;
+    }
+    for (uint64_t end = i + n; i < end; i++) {
+        run_part(first, run, i, 1, &part);
+        tell(f, &part.first, NULL);
+    }
+}
+
+/* Between two looks a run may become shorter, or part: each finding lasts by itself. */
+static void tell_lasting(struct check_findings *f, const struct qk_problem *first,
+                         const struct qk_problem_run *run)
+{
+    struct run_part one;
+    uint64_t from = 0;
+    for (uint64_t i = 0; i < run->count; i++) {
+        run_part(first, run, i, 1, &one);
+        if (lasting_found(f->lasting, &one.first, one.text, strlen(one.text)))
+            continue;
+        tell_part(f, first, run, from, i - from);
+        from = i + 1;
+    }
+    tell_part(f, first, run, from, run->count - from);
+}
+
+bool findings_on_run(void *findings, const struct qk_problem *first,
+                     const struct qk_problem_run *run)
+{
+    struct check_findings *f = findings;
+    if (run_too_long(first, run))
         return false;
-    }
-    count(f, first, clusters);
-    progress_clear(f->progress);
-    size_t have = 0;
-    memcpy(line, first->text, length);
-    line[length++] = '\n';
-    for (uint64_t i = 0; i < clusters && !f->mute; i++) {
-        if (have + sizeof(line) > LINES_BYTES) {
-            fwrite(lines, 1, have, stderr);
-            have = 0;
-        }
-        memcpy(lines + have, line, length);
-        have += length;
-        if (!count_up(line + head, width) && length < sizeof(line)) {
-            memmove(line + head + 1, line + head, length++ - head);
-            line[head] = '1';
-            width++;
-        }
-    }
-    fwrite(lines, 1, have, stderr);
-    free(lines);
+    count(f, first, run->count);
+    if (!f->lasting)
+        tell(f, first, run);
+    else if (!unwanted(f, first))
+        tell_lasting(f, first, run);
     return true;
 }
 
@@ -259,61 +304,8 @@ void findings_on_step(void *findings, const struct qk_plan_step *step)
 void findings_on_message(void *findings, const char *line)
 {
     struct check_findings *f = findings;
-    if (f->hold || f->mute)
+    if (f->lasting || f->mute)
         return;
     progress_clear(f->progress);
     fprintf(stderr, "%s\n", line);
-}
-
-static int compare_texts(const void *a, const void *b)
-{
-    const struct check_finding *x = a, *y = b;
-    return strcmp(x->text, y->text);
-}
-
-void findings_keep_common(struct check_findings *now, struct check_findings *before,
-                          struct qk_check_result *result)
-{
-    size_t kept = 0;
-    result->corruptions = result->leaks = result->check_errors = 0;
-    if (before->count)
-        qsort(before->item, before->count, sizeof(*before->item), compare_texts);
-    for (size_t i = 0; i < now->count; i++) {
-        struct check_finding item = now->item[i];
-        if (!before->count ||
-            !bsearch(&item, before->item, before->count, sizeof(item), compare_texts)) {
-            free(item.text);
-            free(item.json);
-            continue;
-        }
-        now->item[kept++] = item;
-        result->corruptions += item.severity == QK_SEVERITY_CORRUPTION;
-        result->leaks += item.severity == QK_SEVERITY_LEAK;
-        result->check_errors += item.severity == QK_SEVERITY_ERROR;
-    }
-    now->count = kept;
-}
-
-void findings_print(const struct check_findings *findings)
-{
-    for (size_t i = 0; i < findings->count; i++) {
-        put_text(stderr, findings->item[i].text);
-        if (findings->item[i].json)
-            check_json_released(findings->json, findings->item[i].json);
-    }
-}
-
-static void free_item(struct check_finding *item)
-{
-    free(item->text);
-    free(item->json);
-}
-
-void findings_free(struct check_findings *findings)
-{
-    for (size_t i = 0; i < findings->count; i++)
-        free_item(&findings->item[i]);
-    free(findings->item);
-    findings->item = NULL;
-    findings->count = findings->room = 0;
 }

@@ -1,7 +1,6 @@
 /*
- * check_findings.h - what a check prints for what it finds, and keeping it back: an image that
- * another program writes to looks damaged where two of its structures were read at different
- * times. Such findings do not last; real damage is found again by every look.
+ * check_findings.h - what a check prints for what it finds. It is printed as it comes: nothing is
+ * kept of a finding, of which there may be one for each cluster.
  */
 #ifndef TOOLS_IMG_CHECK_FINDINGS_H
 #define TOOLS_IMG_CHECK_FINDINGS_H
@@ -9,18 +8,14 @@
 #include "common/progress.h"
 #include "img/check_allow.h"
 #include "img/check_json.h"
+#include "img/check_lasting.h"
 #include "qcowkit.h"
-
-struct check_finding {
-    char *text; /* all lines that are printed for it */
-    char *json; /* NULL: not wanted */
-    enum qk_severity severity;
-};
 
 #define MAX_EXPLAINED 256u
 struct check_findings {
     bool explain;            /* print the place of each, and the meaning of each kind once */
-    bool hold;               /* keep in `item` instead of printing */
+    struct lasting *lasting; /* of an image that others write to, what lasts is told; or NULL */
+    bool hold;               /* tell nothing yet: more looks follow */
     bool plan;               /* print the steps of the plan */
     struct check_json *json; /* NULL: text */
     uint64_t lost_bytes;     /* of the guest, by the plan */
@@ -35,9 +30,8 @@ struct check_findings {
     uint64_t needing[CHECK_CHOICES];
     unsigned together[CHECK_CHOICES]; /* the choices that all of these need, this one included */
     bool explained[MAX_EXPLAINED];
-    char *buffer; /* of stderr */
-    struct check_finding *item;
-    size_t count, room;
+    bool terminal; /* shows what is printed */
+    char *buffer;  /* of stderr */
 };
 
 /* Lines between these go out in large pieces, unless a terminal shows them: a damaged image may
@@ -47,18 +41,13 @@ void findings_end(struct check_findings *findings);
 
 /* For struct qk_check_options; opaque is a struct check_findings. */
 void findings_on_problem(void *findings, const struct qk_problem *problem);
-bool findings_on_run(void *findings, const struct qk_problem *first, uint64_t clusters);
+bool findings_on_run(void *findings, const struct qk_problem *first,
+                     const struct qk_problem_run *run);
 void findings_on_loss(void *findings, const struct qk_check_loss *loss);
 void findings_on_step(void *findings, const struct qk_plan_step *step);
 void findings_on_message(void *findings, const char *line);
 
 /* Forgets what was counted, for a new look. */
 void findings_recount(struct check_findings *findings);
-
-/* Keeps of `now` what `before` has too, and sets the counts of `result` accordingly. */
-void findings_keep_common(struct check_findings *now, struct check_findings *before,
-                          struct qk_check_result *result);
-void findings_print(const struct check_findings *findings);
-void findings_free(struct check_findings *findings);
 
 #endif

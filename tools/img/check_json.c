@@ -3,6 +3,7 @@
  */
 #include "img/check_json.h"
 #include "img/check_allow.h"
+#include "img/check_runs.h"
 
 void check_json_begin(struct check_json *j, bool details)
 {
@@ -67,7 +68,23 @@ static void write_choices(struct json *json, unsigned allow)
     json_close(json, ']');
 }
 
-static void write_problem(struct json *json, const struct qk_problem *p)
+/* What the findings between the first and this one have grows by equal steps. */
+static void write_run(struct json *json, const struct qk_problem *first,
+                      const struct qk_problem_run *run)
+{
+    struct run_part last;
+    run_part(first, run, run->count - 1, 1, &last);
+    json_uint(json, "count", run->count);
+    json_open(json, "last", '{');
+    json_text(json, "text", last.text);
+    maybe_uint(json, "offset", last.first.file_off);
+    maybe_uint(json, "guest-offset", last.first.guest_off);
+    json_uint(json, "found", last.first.found);
+    json_close(json, '}');
+}
+
+static void write_problem(struct json *json, const struct qk_problem *p,
+                          const struct qk_problem_run *run)
 {
     json_open(json, NULL, '{');
     json_uint(json, "number", p->number);
@@ -93,34 +110,18 @@ static void write_problem(struct json *json, const struct qk_problem *p)
         write_choices(json, p->allow);
     json_uint(json, "expected", p->expected);
     json_uint(json, "found", p->found);
+    if (run)
+        write_run(json, p, run);
     json_close(json, '}');
 }
 
-void check_json_problem(struct check_json *j, const struct qk_problem *p)
+void check_json_problem(struct check_json *j, const struct qk_problem *p,
+                        const struct qk_problem_run *run)
 {
     if (!j->details || j->open > 1)
         return;
     open_list(j, 1);
-    write_problem(&j->json, p);
-}
-
-char *check_json_held(const struct check_json *j, const struct qk_problem *p)
-{
-    char *text = NULL;
-    size_t size;
-    FILE *out = j->details ? open_memstream(&text, &size) : NULL;
-    if (!out)
-        return NULL;
-    struct json json = JSON_COMPACT(out);
-    write_problem(&json, p);
-    fclose(out);
-    return text;
-}
-
-void check_json_released(struct check_json *j, const char *text)
-{
-    open_list(j, 1);
-    json_raw(&j->json, NULL, text);
+    write_problem(&j->json, p, run);
 }
 
 void check_json_loss(struct check_json *j, const struct qk_check_loss *l)

@@ -16,10 +16,9 @@ struct check_json {
 };
 
 void check_json_begin(struct check_json *j, bool details);
-void check_json_problem(struct check_json *j, const struct qk_problem *p);
-/* A finding as a text that may be added later; NULL: findings are not wanted. To be freed. */
-char *check_json_held(const struct check_json *j, const struct qk_problem *p);
-void check_json_released(struct check_json *j, const char *text);
+/* One finding, or a run of them as one object with `count` and `last`; run: NULL for one. */
+void check_json_problem(struct check_json *j, const struct qk_problem *p,
+                        const struct qk_problem_run *run);
 void check_json_loss(struct check_json *j, const struct qk_check_loss *l);
 void check_json_step(struct check_json *j, const struct qk_plan_step *s);
 /* Ends the lists. What follows goes into the object; check_json_end closes that. */

@@ -176,7 +176,7 @@ static int check_once(struct check_run *run, unsigned fix, struct qk_error *err)
     check.on_message = findings_on_message;
     check.on_step = findings_on_step;
     bool words_in_json = run->json && !run->findings.json; /* the second look: that is told */
-    if ((run->own || run->findings.explain || run->plan) && !run->quiet && !run->findings.hold &&
+    if ((run->own || run->findings.explain || run->plan) && !run->quiet && !run->findings.lasting &&
         !words_in_json)
         check.on_loss = findings_on_loss;
     check.opaque = &run->findings;
@@ -217,34 +217,35 @@ static int check_again(struct check_run *run, struct qk_error *err)
     return ret;
 }
 
-/* The same look once more, from the header on; what was found before and is not now is forgotten.
- */
+/* The same look once more, from the header on. */
 static int look_again(struct check_run *run, struct qk_error *err)
 {
-    struct check_findings before = run->findings;
-    run->findings =
-        (struct check_findings){.explain = before.explain, .hold = true, .json = before.json};
+    const struct timespec pause = {0, 50 * 1000 * 1000};
+    nanosleep(&pause, NULL);
+    lasting_next(run->findings.lasting);
     drop_image(&run->disk);
     int ret = open_image(run->name, &run->request, &run->disk);
-    if (ret == 0)
-        ret = check_once(run, 0, err);
-    if (ret == 0)
-        findings_keep_common(&run->findings, &before, &run->result);
-    findings_free(&before);
-    return ret;
+    return ret < 0 ? ret : check_once(run, 0, err);
 }
 
-/* An image that another program may be writing: findings are believed when they last. */
+/* An image that another program may be writing: findings are believed when they last, and so told
+ * by the last look. */
 static int check_shared(struct check_run *run, struct qk_error *err)
 {
-    const struct timespec pause = {0, 50 * 1000 * 1000};
+    struct lasting lasting;
+    lasting_begin(&lasting);
+    run->findings.lasting = &lasting;
     run->findings.hold = true;
     int ret = check_once(run, 0, err);
-    for (int i = 0; ret == 0 && i < LOOKS_WHEN_SHARED && run->findings.count; i++) {
-        nanosleep(&pause, NULL);
+    for (int i = 1; ret == 0 && i <= LOOKS_WHEN_SHARED && lasting_count(&lasting); i++) {
+        run->findings.hold = i < LOOKS_WHEN_SHARED;
         ret = look_again(run, err);
     }
-    findings_print(&run->findings);
+    run->result.corruptions = lasting.kept[QK_SEVERITY_CORRUPTION];
+    run->result.leaks = lasting.kept[QK_SEVERITY_LEAK];
+    run->result.check_errors = lasting.kept[QK_SEVERITY_ERROR];
+    lasting_free(&lasting);
+    run->findings.lasting = NULL;
     return ret;
 }
 
@@ -586,7 +587,6 @@ int cmd_check(int argc, char **argv)
     run.progress.estimate = run.own;
     run.findings.progress = &run.progress;
     status = run_check(&run);
-    findings_free(&run.findings);
     text_free(&run.undo);
     text_free(&run.rollback);
     return close_image(run.disk) ? STATUS_FAILED : status;

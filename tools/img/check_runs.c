@@ -1,0 +1,96 @@
+/*
+ * check_runs.c - the findings of a run, one by one (check_runs.h). Millions of lines take no longer
+ * than it takes to write them.
+ */
+#include "img/check_runs.h"
+#include "common/report.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define LINES_BYTES ((size_t)64 << 10)
+#define DIGITS_MOST 20u
+
+bool run_too_long(const struct qk_problem *first, const struct qk_problem_run *run)
+{
+    return strlen(first->text) + (size_t)run->number_count * DIGITS_MOST + 2 > RUN_TEXT_BYTES;
+}
+
+static unsigned put_digits(char *out, uint64_t value, bool hex)
+{
+    char digits[DIGITS_MOST];
+    unsigned n = 0;
+    do {
+        digits[n++] = "0123456789abcdef"[hex ? value % 16 : value % 10];
+        value = hex ? value / 16 : value / 10;
+    } while (value);
+    for (unsigned i = 0; i < n; i++)
+        out[i] = digits[n - 1 - i];
+    return n;
+}
+
+size_t run_text(const struct qk_problem *first, const struct qk_problem_run *run, uint64_t i,
+                char text[RUN_TEXT_BYTES])
+{
+    size_t n = 0, from = 0;
+    for (unsigned k = 0; k < run->number_count; k++) {
+        const struct qk_run_number *number = &run->numbers[k];
+        memcpy(text + n, first->text + from, number->at - from);
+        n += number->at - from;
+        n += put_digits(text + n, number->value + i * number->step, number->base == 16);
+        from = number->at + number->width;
+    }
+    size_t rest = strlen(first->text + from);
+    memcpy(text + n, first->text + from, rest + 1);
+    return n + rest;
+}
+
+/* Numbers have become longer, and so moved what is behind them. */
+static void move_numbers(struct qk_problem_run *run, uint64_t i)
+{
+    char digits[DIGITS_MOST];
+    unsigned moved = 0;
+    for (unsigned k = 0; k < run->number_count; k++) {
+        struct qk_run_number *number = &run->numbers[k];
+        unsigned old = number->width;
+        number->at += moved;
+        number->value += i * number->step;
+        number->width = put_digits(digits, number->value, number->base == 16);
+        moved += number->width - old;
+    }
+}
+
+void run_part(const struct qk_problem *first, const struct qk_problem_run *run, uint64_t i,
+              uint64_t count, struct run_part *part)
+{
+    const uint64_t bits = run->file_bit + i * run->file_bits_step;
+    run_text(first, run, i, part->text);
+    part->first = *first;
+    part->first.text = part->text;
+    part->run = *run;
+    part->run.count = count;
+    move_numbers(&part->run, i);
+    if (first->file_off != QK_OFFSET_NONE) {
+        part->first.file_off += bits / 8;
+        part->run.file_bit = bits % 8;
+    }
+    if (first->guest_off != QK_OFFSET_NONE)
+        part->first.guest_off += i * run->guest_step;
+    part->first.found += i * run->found_step;
+}
+
+void run_write_lines(const struct qk_problem *first, const struct qk_problem_run *run, FILE *out)
+{
+    char *lines = xmalloc(LINES_BYTES);
+    size_t have = 0;
+    for (uint64_t i = 0; i < run->count; i++) {
+        if (have + RUN_TEXT_BYTES > LINES_BYTES) {
+            fwrite(lines, 1, have, out);
+            have = 0;
+        }
+        have += run_text(first, run, i, lines + have);
+        lines[have++] = '\n';
+    }
+    fwrite(lines, 1, have, out);
+    free(lines);
+}
