@@ -2,14 +2,59 @@
  * check_json.c - findings and plan as JSON (check_json.h).
  */
 #include "img/check_json.h"
+#include "common/report.h"
 #include "img/check_allow.h"
 #include "img/check_runs.h"
+
+#include <stdlib.h>
+#include <string.h>
 
 void check_json_begin(struct check_json *j, bool details)
 {
     *j = (struct check_json){.json = JSON_PRETTY(stdout), .details = details};
     if (details)
         json_open(&j->json, NULL, '{');
+}
+
+struct check_json_held {
+    struct check_json_held *next;
+    struct qk_check_loss loss;
+    char *snapshot, *snapshot_name;
+    struct qk_guest_range ranges[];
+};
+
+static void write_loss(struct json *json, const struct qk_check_loss *l)
+{
+    json_open(json, NULL, '{');
+    if (l->snapshot)
+        json_text(json, "snapshot", l->snapshot);
+    if (l->snapshot_name)
+        json_text(json, "snapshot-name", l->snapshot_name);
+    json_uint(json, "bytes", l->bytes);
+    json_uint(json, "disk-size", l->disk_bytes);
+    json_bool(json, "at-least", l->at_least);
+    json_uint(json, "ranges-total", l->range_total);
+    json_open(json, "ranges", '[');
+    for (unsigned i = 0; i < l->range_count; i++) {
+        json_open(json, NULL, '{');
+        json_uint(json, "guest-offset", l->ranges[i].off);
+        json_uint(json, "guest-length", l->ranges[i].bytes);
+        json_close(json, '}');
+    }
+    json_close(json, ']');
+    json_close(json, '}');
+}
+
+static void write_losses(struct check_json *j)
+{
+    for (struct check_json_held *next, *held = j->losses; held; held = next) {
+        next = held->next;
+        write_loss(&j->json, &held->loss);
+        free(held->snapshot);
+        free(held->snapshot_name);
+        free(held);
+    }
+    j->losses = NULL;
 }
 
 /* Begins list number `list` (1: findings, 2: losses, 3: plan), after the ones before it. */
@@ -20,6 +65,8 @@ static void open_list(struct check_json *j, unsigned list)
         if (j->open)
             json_close(&j->json, ']');
         json_open(&j->json, names[j->open++], '[');
+        if (j->open == 2)
+            write_losses(j);
     }
 }
 
@@ -124,29 +171,28 @@ void check_json_problem(struct check_json *j, const struct qk_problem *p,
     write_problem(&j->json, p, run);
 }
 
+static char *copied(const char *text)
+{
+    return text ? xstrdup(text) : NULL;
+}
+
 void check_json_loss(struct check_json *j, const struct qk_check_loss *l)
 {
-    if (!j->details || j->open > 2)
+    if (!j->details || j->open > 1)
         return;
-    open_list(j, 2);
-    json_open(&j->json, NULL, '{');
-    if (l->snapshot)
-        json_text(&j->json, "snapshot", l->snapshot);
-    if (l->snapshot_name)
-        json_text(&j->json, "snapshot-name", l->snapshot_name);
-    json_uint(&j->json, "bytes", l->bytes);
-    json_uint(&j->json, "disk-size", l->disk_bytes);
-    json_bool(&j->json, "at-least", l->at_least);
-    json_uint(&j->json, "ranges-total", l->range_total);
-    json_open(&j->json, "ranges", '[');
-    for (unsigned i = 0; i < l->range_count; i++) {
-        json_open(&j->json, NULL, '{');
-        json_uint(&j->json, "guest-offset", l->ranges[i].off);
-        json_uint(&j->json, "guest-length", l->ranges[i].bytes);
-        json_close(&j->json, '}');
-    }
-    json_close(&j->json, ']');
-    json_close(&j->json, '}');
+    const size_t bytes = l->range_count * sizeof(*l->ranges);
+    struct check_json_held *held = xmalloc(sizeof(*held) + bytes);
+    *held = (struct check_json_held){
+        .loss = *l, .snapshot = copied(l->snapshot), .snapshot_name = copied(l->snapshot_name)};
+    if (bytes)
+        memcpy(held->ranges, l->ranges, bytes);
+    held->loss.ranges = held->ranges;
+    held->loss.snapshot = held->snapshot;
+    held->loss.snapshot_name = held->snapshot_name;
+    if (!j->losses)
+        j->losses_end = &j->losses;
+    *j->losses_end = held;
+    j->losses_end = &held->next;
 }
 
 void check_json_step(struct check_json *j, const struct qk_plan_step *s)

@@ -1,7 +1,7 @@
 /*
  * check_json.h - the result of a check as one JSON object, written while the check runs, so that
  * millions of findings take no memory: first `findings`, `losses` and `plan`, then what qemu-img
- * prints.
+ * prints. Only losses, one for each disk, are kept until no finding can follow.
  */
 #ifndef TOOLS_IMG_CHECK_JSON_H
 #define TOOLS_IMG_CHECK_JSON_H
@@ -9,8 +9,10 @@
 #include "common/rows.h"
 #include "qcowkit.h"
 
+struct check_json_held;
 struct check_json {
     struct json json;
+    struct check_json_held *losses, **losses_end; /* not written yet */
     bool details;  /* with findings and plan; else qemu-img's fields only */
     unsigned open; /* how many of the lists were begun */
 };
