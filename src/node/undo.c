@@ -4,11 +4,13 @@
  */
 #include "io/undo.h"
 #include "base/error.h"
+#include "node/name.h"
 
 /* Where the log cannot be written to, it can still be told what it says. */
 static int log_open(const char *name, struct qk_io **log, struct qk_error *err)
 {
     const struct io_file_options both = {.writable = true}, read_only = {0};
+    name = name_strip_file(name);
     return io_file_open(name, &both, log, NULL) == 0 ? 0 : io_file_open(name, &read_only, log, err);
 }
 
@@ -24,7 +26,7 @@ int qk_undo(const char *name, const char *undo_file, struct qk_undo_result *resu
     struct undo_result r;
     int ret = log_open(undo_file, &log, err);
     if (ret == 0)
-        ret = io_file_open(name, &image_opts, &image, err);
+        ret = io_file_open(name_strip_file(name), &image_opts, &image, err);
     if (ret == 0)
         ret = undo_restore(log, image, &r, err);
     int closed = io_close(image, ret < 0 ? NULL : err);

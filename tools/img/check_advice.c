@@ -109,4 +109,6 @@ void check_advice_print(const struct check_advice *a)
     if (a->plan ? f->steps != 0 : look && safe)
         offer_repair(a, &begun, a->plan ? a->fix & QK_FIX_ERRORS : f->safe_errors != 0);
     offer_choices(a, &begun);
+    if (begun && a->objects)
+        printf("\nEach of these takes the same --object, too, which is not repeated here.\n");
 }

@@ -9,8 +9,8 @@
 
 struct check_advice {
     const char *name, *format; /* of the image, as given; format NULL: not given */
-    bool image_opts;
-    bool undo_beside; /* an undo file has a place beside the image */
+    bool image_opts, objects;  /* objects: --object was given, which is not told again */
+    bool undo_beside;          /* an undo file has a place beside the image */
     bool plan;
     unsigned fix, allow;
     const char *rollback; /* see check_allow_names */

@@ -303,9 +303,12 @@ static int choose_undo(struct check_run *run)
     return ret;
 }
 
+/* An undo takes the name of the file, whatever way the image was named. */
 static void say_undo(const struct check_run *run)
 {
-    TEXT_CLEANUP char *name = shell_word(run->name);
+    struct qk_info info = QK_INFO_INIT;
+    qk_disk_info(run->disk, &info, NULL);
+    TEXT_CLEANUP char *name = shell_word(info.file_name ? info.file_name : run->name);
     TEXT_CLEANUP char *undo = shell_word(run->undo);
     progress_clear(&run->progress);
     say(run->quiet, "What is overwritten was saved: `%s undo %s %s` takes the repair back.\n",
@@ -448,6 +451,7 @@ static void print_advice(const struct check_run *run)
         .name = run->name,
         .format = run->request.format,
         .image_opts = run->request.image_opts,
+        .objects = run->request.secrets,
         .undo_beside = place_beside(run),
         .plan = run->plan,
         .fix = run->fix,
