@@ -148,6 +148,11 @@ class Image:
     def set_refblock(self, index, value):
         self.put(self.reftable_place(index), value)
 
+    def refblocks(self):
+        """(index, entry) of the refcount table's entries that name something. The table may be large."""
+        table = self.read(self.number(48), self.reftable_entries() * 8)
+        return [(i, entry) for i, (entry,) in enumerate(struct.iter_unpack(">Q", table)) if entry]
+
     def refcount_place(self, cluster):
         """(byte offset, bits to shift) of a cluster's refcount; None where there is no block."""
         block = self.refblock(cluster // self.block_refcounts)

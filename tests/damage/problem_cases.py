@@ -126,9 +126,8 @@ def more_references_than_fit(image):
       touched=(2,))
 def more_references_than_fit_behind_a_bad_block(image):
     image.set_l2(2, image.l2(1))
-    for index in range(image.reftable_entries()):
-        if image.refblock(index):
-            image.set_refblock(index, image.refblock(index) | 1)
+    for index, block in image.refblocks():
+        image.set_refblock(index, block | 1)
 
 
 # ---- the refcount table ----
