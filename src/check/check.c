@@ -141,7 +141,12 @@ static int repair_refcounts(struct check *c, struct qk_error *err)
         int ret = rebuild_run(c, err);
         if (ret != -ENOSPC || c->rollback)
             return ret;
-        sink_message(&c->sink, "No room for a new refcount structure: repairing the old one");
+        bool named = c->named_from && !c->no_room; /* and not what the file system has */
+        sink_message(&c->sink,
+                     named
+                         ? "No new refcount structure while damaged entries name places behind the "
+                           "end of the file, which may not grow then: repairing the old one"
+                         : "No room for a new refcount structure: repairing the old one");
         c->actions = (c->actions & ~(unsigned)ACT_REBUILD) | ACT_RAISE;
         copies_forget(c);
         snapshots_forget(c);
@@ -233,18 +238,36 @@ struct attempt {
     uint32_t snapshots_more;         /* behind those that the header counts, to be taken in */
     const struct rollback *rollback; /* the disk goes back to this snapshot; NULL: it does not */
     struct way_back way_back;        /* as the last run saw it */
+    bool l1_found;                   /* where the header does not say that it is */
     bool sound_without_features;     /* see struct check */
+    bool l1_open;                    /* it was found, and this run may not choose it */
+    const char *held_back; /* why the last pass repaired nothing, or little; NULL: it did not */
 };
 
 /* While it is not sure what the tables mean, the rest of the run is a look. */
-static void refuse_repair(struct check *c, struct qk_check_options *look)
+static void refuse_repair(struct check *c, struct attempt *a, struct qk_check_options *look)
 {
-    if (!c->opts->fix || !header_refuses(c))
+    bool l1_open = a->l1_open && !a->rollback;
+    a->held_back = NULL;
+    if (!c->opts->fix || !(l1_open || header_refuses(c)))
         return;
     *look = *c->opts;
     look->fix = 0;
     c->opts = c->sink.opts = look;
-    sink_message(&c->sink, "Nothing is repaired: the header leaves open what the tables mean");
+    a->held_back = l1_open
+                       ? "Nothing is repaired: where the active L1 table is has to be chosen first"
+                       : "Nothing is repaired: the header leaves open what the tables mean";
+    sink_message(&c->sink, a->held_back);
+}
+
+/* It lies where the tables contradict the header: all else is seen when that is right. */
+static void hold_to_header(struct check *c, struct attempt *a)
+{
+    if (!c->header_only || !c->opts->fix)
+        return;
+    c->actions = (c->actions & ACT_EDIT_HEADER) | ACT_HOLD;
+    a->held_back = "Only the header is repaired: check again what the tables mean then";
+    sink_message(&c->sink, a->held_back);
 }
 
 /* Ends before the repair where the next pass is to take in more snapshots than this one did. */
@@ -265,7 +288,7 @@ static int check_pass(struct attempt *a, const struct qk_check_options *opts,
     pthread_mutex_init(&c.lock, NULL);
     int ret = check_init(&c, err);
     if (ret == 0)
-        refuse_repair(&c, &look);
+        refuse_repair(&c, a, &look);
     if (ret == 0)
         ret = find(&c, err);
     if (ret == 0)
@@ -274,6 +297,8 @@ static int check_pass(struct attempt *a, const struct qk_check_options *opts,
         ret = rollback_judge(&c, err);
     if (ret == 0)
         ret = plan_decide(&c, err);
+    if (ret == 0)
+        hold_to_header(&c, a);
     block_cache_drop(&c);
     bool take = c.snapshots_found && problem_fixable(c.opts, PROBLEM_SNAPSHOT_COUNT);
     a->snapshots_more = take ? c.snapshots_found : 0;
@@ -283,6 +308,7 @@ static int check_pass(struct attempt *a, const struct qk_check_options *opts,
         ret = finish(&c, err);
     a->out_of_room = c.out_of_room;
     a->way_back = c.way_back;
+    a->l1_found = c.l1_found != 0;
     check_release(&c);
     return ret;
 }
@@ -323,6 +349,8 @@ static int plan_look(struct attempt *a, const struct qk_check_options *opts,
         return ret;
     a->round = 1;
     ret = check_once(a, &quiet, &planned, err);
+    if (a->held_back && opts->on_message)
+        opts->on_message(opts->opaque, a->held_back);
     result->steps = planned.steps;
     result->leaks_kept = planned.leaks_kept;
     return ret;
@@ -468,6 +496,21 @@ static int features_judge(struct attempt *a, const struct qk_check_options *opts
     return ret;
 }
 
+/* What the L1 table names looks leaked to a run that may not choose its place, and to a look it
+ * does not. */
+static int l1_judge_place(struct attempt *a, const struct qk_check_options *opts,
+                          struct qk_error *err)
+{
+    struct qk_check_options look = muted(opts);
+    struct qk_check_result seen;
+    if (image_header(a->img)->l1_off || problem_fixable(opts, PROBLEM_L1_TABLE_MISPLACED))
+        return 0;
+    look.fix = 0;
+    int ret = check_once(a, &look, &seen, err);
+    a->l1_open = a->l1_found;
+    return ret;
+}
+
 int check_image_saving(struct image *img, const struct qk_check_options *opts, struct qk_io *log,
                        struct qk_check_result *result, struct qk_error *err)
 {
@@ -477,6 +520,8 @@ int check_image_saving(struct image *img, const struct qk_check_options *opts, s
     if (!o->fix)
         return check_once(&a, o, result, err);
     int ret = features_judge(&a, o, err);
+    if (ret == 0)
+        ret = l1_judge_place(&a, o, err);
     if (ret < 0)
         return ret;
     if (rollback_allowed(o))

@@ -100,10 +100,6 @@ int plan_decide(struct check *c, struct qk_error *err)
                           "need to rebuild refcount structures, which only a repair of all "
                           "errors does");
     }
-    if (c->header_only) {
-        c->actions = (c->actions & ACT_EDIT_HEADER) | ACT_HOLD;
-        sink_message(&c->sink, "Only the header is repaired: check again what the tables mean then");
-    }
     if ((c->actions & ACT_FILL) && !cut_can_fill(c))
         c->actions = (c->actions & ~(unsigned)ACT_FILL) | ACT_HOLD;
     if (wrong_tables(c) || (meaning_chosen(c) && c->sink.seen[PROBLEM_REFCOUNT_HIGH]))
