@@ -15,7 +15,6 @@
 
 #include "check/check.h"
 #include "image/snapshots.h"
-#include "io/undo.h"
 
 #include <getopt.h>
 
@@ -183,25 +182,10 @@ static bool as_clean(const struct qk_check_result *is, const struct qk_check_res
 
 /* ---- one state ---- */
 
-static void undo_state(struct run *r, struct qk_io *state)
-{
-    struct undo_result result;
-    struct qk_io *io = NULL;
-    size_t bytes;
-    const uint8_t *now = io_mem_data(state, &bytes);
-    CHECK_OK(io_mem_open(now, bytes, 0, &io, NULL));
-    for (unsigned i = 0; i < 2; i++) {
-        int ret = undo_restore(r->log, io, &result, NULL);
-        now = io_mem_data(io, &bytes);
-        r->not_undone +=
-            ret < 0 || bytes != r->traced.base_bytes || memcmp(now, r->traced.base, bytes) != 0;
-    }
-    io_close(io, NULL);
-}
-
 static void only_undo(void *run, struct qk_io *state)
 {
-    undo_state(run, state);
+    struct run *r = run;
+    r->not_undone += undo_failures(&r->traced, r->log, state);
 }
 
 /* A repair that a crash cut off may leave what the next one finds to be a leak. */
@@ -211,7 +195,7 @@ static void judge(void *run, struct qk_io *state)
     struct findings f;
     struct qk_check_result result = QK_CHECK_RESULT_INIT;
     r->states++;
-    undo_state(r, state);
+    r->not_undone += undo_failures(&r->traced, r->log, state);
     bool opens = look(r, state, &f) == 0;
     r->worse += opens && !f.hidden && !r->first.hidden && f.low > r->first.low;
     view_make(r, state, r->now);

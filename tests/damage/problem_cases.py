@@ -63,6 +63,15 @@ def case(numbers, after, kinds=ANY, touched=(), clusters=ALL_CLUSTERS, widths=h.
     return register
 
 
+def header_case(name, values, *of, **more):
+    """Fields of the header that get these values."""
+    def damage(image):
+        for field, value in values.items():
+            image.set_field(field, value)
+    damage.__name__ = name
+    case(*of, **more)(damage)
+
+
 def host(image, guest_cluster):
     return (image.l2(guest_cluster) & OFFSET_MASK) // image.cluster
 
@@ -172,24 +181,10 @@ def refcount_table_unaligned(image):
     image.set_field("reftable_off", image.number(48) + 256)
 
 
-@case([16], CLEAN)
-def refcount_table_of_no_clusters(image):
-    image.set_field("reftable_clusters", 0)
-
-
-@case([16], CLEAN)
-def refcount_table_nowhere(image):
-    image.set_field("reftable_off", 0)
-
-
-@case([16], CLEAN)
-def refcount_table_huge(image):
-    image.set_field("reftable_clusters", 0xFFFFFFFF)
-
-
-@case([17], CLEAN, V3)
-def refcount_order_impossible(image):
-    image.set_field("refcount_order", 200)
+header_case("refcount_table_of_no_clusters", {"reftable_clusters": 0}, [16], CLEAN)
+header_case("refcount_table_nowhere", {"reftable_off": 0}, [16], CLEAN)
+header_case("refcount_table_huge", {"reftable_clusters": 0xFFFFFFFF}, [16], CLEAN)
+header_case("refcount_order_impossible", {"refcount_order": 200}, [17], CLEAN, V3)
 
 
 # ---- L1 ----
@@ -235,14 +230,9 @@ def l1_table_unaligned(image):
     image.set_field("l1_off", image.l1_off + 256)
 
 
-@case([27], STAYS, ONE_L1, touched=ALL_TOUCHED)
-def l1_table_nowhere(image):
-    image.set_field("l1_off", 0)
-
-
-@case([27, 82, 83], STAYS, ("snapshots", "mixed"), touched=ALL_TOUCHED)
-def l1_table_nowhere_with_snapshots(image):
-    image.set_field("l1_off", 0)
+header_case("l1_table_nowhere", {"l1_off": 0}, [27], STAYS, ONE_L1, touched=ALL_TOUCHED)
+header_case("l1_table_nowhere_with_snapshots", {"l1_off": 0},
+            [27, 82, 83], STAYS, ("snapshots", "mixed"), touched=ALL_TOUCHED)
 
 
 @case([28], STAYS, touched=ALL_TOUCHED)
@@ -256,9 +246,7 @@ def l1_size_too_small(image):
     image.set_field("l1_entries", image.l1_entries - 1)
 
 
-@case([29], CLEAN)
-def l1_size_huge(image):
-    image.set_field("l1_entries", 0xFFFFFFFF)
+header_case("l1_size_huge", {"l1_entries": 0xFFFFFFFF}, [29], CLEAN)
 
 
 @case([29], CLEAN)
@@ -508,9 +496,7 @@ def snapshot_count_too_low(image):
     image.set_field("snapshot_count", image.field("snapshot_count") - 1)
 
 
-@case([58], STAYS, ("snapshots", "mixed"))
-def snapshot_count_zero(image):
-    image.set_field("snapshot_count", 0)
+header_case("snapshot_count_zero", {"snapshot_count": 0}, [58], STAYS, ("snapshots", "mixed"))
 
 
 # ---- bitmaps, encryption, header ----
@@ -544,9 +530,8 @@ def encryption_header_outside(image):
     image.put(place + 8, image.length())
 
 
-@case([66], STAYS, without(*h.ENCRYPTED), touched=ALL_TOUCHED)
-def luks_without_encryption_header(image):
-    image.set_field("crypt_method", 2)
+header_case("luks_without_encryption_header", {"crypt_method": 2},
+            [66], STAYS, without(*h.ENCRYPTED), touched=ALL_TOUCHED)
 
 
 @case([70], CLEAN, without("v2", *h.DATA_FILE_KINDS))
@@ -554,63 +539,24 @@ def data_file_raw_without_data_file(image):
     image.set_field("autoclear", image.field("autoclear") | 2)
 
 
-@case([71], CLEAN, without("backing"))
-def backing_name_without_length(image):
-    image.set_field("backing_name_off", 8)
-
-
-@case([72], STAYS, touched=ALL_TOUCHED)
-def backing_name_inside_the_header(image):
-    image.set_field("backing_name_off", 8)
-    image.set_field("backing_name_len", 4)
-
-
-@case([73], STAYS, touched=ALL_TOUCHED)
-def backing_name_far_outside(image):
-    image.set_field("backing_name_off", 1 << 40)
-    image.set_field("backing_name_len", 4)
-
-
-@case([74], CLEAN, V3)
-def header_length_odd(image):
-    image.set_field("header_bytes", 109)
-
-
-@case([74], CLEAN, V3)
-def header_length_huge(image):
-    image.set_field("header_bytes", 1 << 31)
-
-
-@case([75], STAYS, touched=ALL_TOUCHED)
-def disk_size_impossible(image):
-    image.set_field("size", 1 << 63)
+header_case("backing_name_without_length", {"backing_name_off": 8}, [71], CLEAN, without("backing"))
+header_case("backing_name_inside_the_header", {"backing_name_off": 8, "backing_name_len": 4},
+            [72], STAYS, touched=ALL_TOUCHED)
+header_case("backing_name_far_outside", {"backing_name_off": 1 << 40, "backing_name_len": 4},
+            [73], STAYS, touched=ALL_TOUCHED)
+header_case("header_length_odd", {"header_bytes": 109}, [74], CLEAN, V3)
+header_case("header_length_huge", {"header_bytes": 1 << 31}, [74], CLEAN, V3)
+header_case("disk_size_impossible", {"size": 1 << 63}, [75], STAYS, touched=ALL_TOUCHED)
 
 
 # ---- fields that decide what all tables mean ----
 
-@case([90], CLEAN)
-def magic_wrong(image):
-    image.set_field("magic", 0x514649FA)
-
-
-@case([91], STAYS, touched=ALL_TOUCHED)
-def version_impossible(image):
-    image.set_field("version", 0x30000)
-
-
-@case([91], STAYS, "bitmaps", clusters=ALIGNED, touched=ALL_TOUCHED)
-def version_too_old(image):
-    image.set_field("version", 2)
-
-
-@case([91], STAYS, "v2", touched=ALL_TOUCHED)
-def version_too_new(image):
-    image.set_field("version", 3)
-
-
-@case([92], STAYS, touched=ALL_TOUCHED)
-def cluster_bits_impossible(image):
-    image.set_field("cluster_bits", 77)
+header_case("magic_wrong", {"magic": 0x514649FA}, [90], CLEAN)
+header_case("version_impossible", {"version": 0x30000}, [91], STAYS, touched=ALL_TOUCHED)
+header_case("version_too_old", {"version": 2},
+            [91], STAYS, "bitmaps", clusters=ALIGNED, touched=ALL_TOUCHED)
+header_case("version_too_new", {"version": 3}, [91], STAYS, "v2", touched=ALL_TOUCHED)
+header_case("cluster_bits_impossible", {"cluster_bits": 77}, [92], STAYS, touched=ALL_TOUCHED)
 
 
 @case([92], STAYS, touched=ALL_TOUCHED)
@@ -623,14 +569,10 @@ def cluster_bits_too_low(image):
     image.set_field("cluster_bits", image.field("cluster_bits") - 1)
 
 
-@case([92], STAYS, "data_file", clusters=ALIGNED, touched=ALL_TOUCHED)
-def cluster_bits_zero_with_data_file(image):
-    image.set_field("cluster_bits", 0)
-
-
-@case([92], STAYS, "extended", clusters=h.LARGE, widths=(1, 16, 64), touched=ALL_TOUCHED)
-def cluster_bits_too_low_for_subclusters(image):
-    image.set_field("cluster_bits", 9)
+header_case("cluster_bits_zero_with_data_file", {"cluster_bits": 0},
+            [92], STAYS, "data_file", clusters=ALIGNED, touched=ALL_TOUCHED)
+header_case("cluster_bits_too_low_for_subclusters", {"cluster_bits": 9},
+            [92], STAYS, "extended", clusters=h.LARGE, widths=(1, 16, 64), touched=ALL_TOUCHED)
 
 
 @case([93], STAYS, touched=ALL_TOUCHED)
@@ -639,16 +581,10 @@ def cluster_bits_and_l1_table(image):
     image.set_field("l1_off", image.l1_off + 256)
 
 
-@case([16, 92], STAYS, "plain", touched=ALL_TOUCHED)
-def cluster_bits_and_refcount_table(image):
-    image.set_field("cluster_bits", 77)
-    image.set_field("reftable_off", 1)
-
-
-@case([104], STAYS, touched=ALL_TOUCHED)
-def disk_size_and_l1_size(image):
-    image.set_field("size", 1 << 63)
-    image.set_field("l1_entries", 0)
+header_case("cluster_bits_and_refcount_table", {"cluster_bits": 77, "reftable_off": 1},
+            [16, 92], STAYS, "plain", touched=ALL_TOUCHED)
+header_case("disk_size_and_l1_size", {"size": 1 << 63, "l1_entries": 0},
+            [104], STAYS, touched=ALL_TOUCHED)
 
 
 @case([94], STAYS, V3, touched=ALL_TOUCHED)
@@ -676,19 +612,12 @@ def feature_data_file_off(image):
     image.set_field("incompatible", image.incompatible & ~DATA_FILE)
 
 
-@case([97], CLEAN, without("v2", "zstd", "mixed"))
-def compression_type_without_bit(image):
-    image.set_field("compression_type", 1)
-
-
-@case([97], CLEAN, "compressed")
-def compression_bit_without_type(image):
-    image.set_field("incompatible", COMPRESSION)
-
-
-@case([97], CLEAN, "zstd", clusters=ALIGNED, widths=WIDE)
-def compression_type_lost(image):
-    image.set_field("compression_type", 99)
+header_case("compression_type_without_bit", {"compression_type": 1},
+            [97], CLEAN, without("v2", "zstd", "mixed"))
+header_case("compression_bit_without_type", {"incompatible": COMPRESSION},
+            [97], CLEAN, "compressed")
+header_case("compression_type_lost", {"compression_type": 99},
+            [97], CLEAN, "zstd", clusters=ALIGNED, widths=WIDE)
 
 
 @case([98], STAYS, "compressed", clusters=ALIGNED, widths=WIDE, touched=ALL_TOUCHED)
@@ -698,14 +627,10 @@ def compression_of_two_types(image):
     image.write(image.l2(8) & (1 << 62 - (image.field("cluster_bits") - 8)) - 1, b"\x28\xb5\x2f\xfd")
 
 
-@case([99], STAYS, "luks", clusters=ALIGNED, touched=ALL_TOUCHED)
-def crypt_method_none(image):
-    image.set_field("crypt_method", 0)
-
-
-@case([100], STAYS, without("luks"), touched=ALL_TOUCHED)
-def crypt_method_impossible(image):
-    image.set_field("crypt_method", 0x2000000)
+header_case("crypt_method_none", {"crypt_method": 0},
+            [99], STAYS, "luks", clusters=ALIGNED, touched=ALL_TOUCHED)
+header_case("crypt_method_impossible", {"crypt_method": 0x2000000},
+            [100], STAYS, without("luks"), touched=ALL_TOUCHED)
 
 
 @case([101], CLEAN, "bitmaps", clusters=ALIGNED)

@@ -1,13 +1,14 @@
 /*
  * crash_states.h - every state that a power cut can leave of a traced run: every prefix of the log
  * of writes, with the writes that no flush had made stable yet all there, all missing, each one
- * alone, each one missing, and each one torn.
+ * alone, each one missing, and each one torn. And the way back from each of them.
  */
 #ifndef QK_CRASH_STATES_H
 #define QK_CRASH_STATES_H
 
 #include "base/checked.h"
 #include "io/trace.h"
+#include "io/undo.h"
 #include "test.h"
 
 #define TORN_SECTOR 512u
@@ -54,6 +55,29 @@ struct traced {
     size_t base_bytes;
     struct qk_io *trace;
 };
+
+static inline bool is_base(const struct traced *t, struct qk_io *io)
+{
+    size_t bytes;
+    const uint8_t *now = io_mem_data(io, &bytes);
+    return bytes == t->base_bytes && !memcmp(now, t->base, bytes);
+}
+
+/* The way back from a copy of a state, twice: how often it did not lead to the base. */
+static inline unsigned undo_failures(const struct traced *t, struct qk_io *log, struct qk_io *state)
+{
+    struct undo_result result;
+    struct qk_io *io = NULL;
+    size_t bytes;
+    unsigned failures = 0;
+    const uint8_t *now = io_mem_data(state, &bytes);
+    CHECK_OK(io_mem_open(now, bytes, 0, &io, NULL));
+    for (unsigned i = 0; i < 2; i++)
+        failures += undo_restore(log, io, &result, NULL) < 0 || !is_base(t, io);
+    io_close(io, NULL);
+    return failures;
+}
+
 typedef void state_fn(void *opaque, struct qk_io *state);
 
 static inline void one_state(const struct traced *t, size_t end, enum variant v, size_t chosen,

@@ -9,12 +9,9 @@
  */
 #include "check_test.h"
 #include "crash_states.h"
-#include "io/undo.h"
 
 struct crash {
-    const uint8_t *base; /* the damaged image */
-    size_t base_bytes;
-    struct qk_io *trace;
+    struct traced run; /* over the damaged image */
     struct qk_io *log; /* what the repair overwrites */
     const char *label;
     unsigned low_before;  /* clusters with more references than their refcount, before the repair */
@@ -64,31 +61,10 @@ static void judge_state(struct crash *c, struct qk_io *io)
         c->unreadable++;
 }
 
-static bool is_base(const struct crash *c, struct qk_io *io)
-{
-    size_t bytes;
-    const uint8_t *now = io_mem_data(io, &bytes);
-    return bytes == c->base_bytes && !memcmp(now, c->base, bytes);
-}
-
-/* The way back from a state, twice. */
-static void undo_state(struct crash *c, struct qk_io *state)
-{
-    struct undo_result result;
-    struct qk_io *io = NULL;
-    size_t bytes;
-    const uint8_t *now = io_mem_data(state, &bytes);
-    CHECK_OK(io_mem_open(now, bytes, 0, &io, NULL));
-    for (unsigned i = 0; i < 2; i++) {
-        if (undo_restore(c->log, io, &result, NULL) < 0 || !is_base(c, io))
-            c->not_undone++;
-    }
-    io_close(io, NULL);
-}
-
 static void judge_and_undo(void *crash, struct qk_io *state)
 {
-    undo_state(crash, state);
+    struct crash *c = crash;
+    c->not_undone += undo_failures(&c->run, c->log, state);
     judge_state(crash, state);
 }
 
@@ -98,20 +74,20 @@ static void cut_undo(struct crash *c)
     struct qk_io *done = NULL, *mem = NULL, *trace = NULL;
     struct undo_result result;
     size_t bytes;
-    CHECK_OK(io_mem_open(c->base, c->base_bytes, 0, &done, NULL));
-    replay_state(c->trace, done, trace_count(c->trace), ALL, 0);
+    CHECK_OK(io_mem_open(c->run.base, c->run.base_bytes, 0, &done, NULL));
+    replay_state(c->run.trace, done, trace_count(c->run.trace), ALL, 0);
     const uint8_t *repaired = io_mem_data(done, &bytes);
     CHECK_OK(io_mem_open(repaired, bytes, 0, &mem, NULL));
     CHECK_OK(io_trace_open(mem, &trace, NULL));
     CHECK_OK(undo_restore(c->log, trace, &result, NULL));
-    CHECK(is_base(c, mem));
+    CHECK(is_base(&c->run, mem));
     for (size_t end = 0; end <= trace_count(trace); end++) {
         for (size_t seq = trace_stable_before(trace, end); seq < end; seq++) {
             for (unsigned v = NONE; v < VARIANTS; v++) {
                 struct qk_io *io = NULL;
                 CHECK_OK(io_mem_open(repaired, bytes, 0, &io, NULL));
                 replay_state(trace, io, end, (enum variant)v, seq);
-                undo_state(c, io);
+                c->not_undone += undo_failures(&c->run, c->log, io);
                 io_close(io, NULL);
             }
         }
@@ -129,10 +105,10 @@ static void cut_log(struct crash *c)
         struct qk_io *log = NULL, *io = NULL;
         struct undo_result result;
         CHECK_OK(io_mem_open(whole, end, 0, &log, NULL));
-        CHECK_OK(io_mem_open(c->base, c->base_bytes, 0, &io, NULL));
+        CHECK_OK(io_mem_open(c->run.base, c->run.base_bytes, 0, &io, NULL));
         int ret = undo_restore(log, io, &result, NULL);
         CHECK(ret == 0 ? result.never_begun : end < 64);
-        CHECK(is_base(c, io));
+        CHECK(is_base(&c->run, io));
         io_close(log, NULL);
         io_close(io, NULL);
     }
@@ -144,8 +120,8 @@ static void spoil_log(struct crash *c)
     size_t bytes, log_bytes;
     const uint8_t *whole = io_mem_data(c->log, &log_bytes);
     struct qk_io *done = NULL;
-    CHECK_OK(io_mem_open(c->base, c->base_bytes, 0, &done, NULL));
-    replay_state(c->trace, done, trace_count(c->trace), ALL, 0);
+    CHECK_OK(io_mem_open(c->run.base, c->run.base_bytes, 0, &done, NULL));
+    replay_state(c->run.trace, done, trace_count(c->run.trace), ALL, 0);
     const uint8_t *repaired = io_mem_data(done, &bytes);
     for (size_t at = 0; at < log_bytes; at += 1 + log_bytes / 97) {
         struct qk_io *log = NULL, *io = NULL;
@@ -157,7 +133,7 @@ static void spoil_log(struct crash *c)
         int ret = undo_restore(log, io, &result, NULL);
         const uint8_t *now = io_mem_data(io, &bytes);
         /* Behind its last byte of meaning a record has only padding. */
-        CHECK(ret == 0 ? is_base(c, io) : !memcmp(now, repaired, bytes));
+        CHECK(ret == 0 ? is_base(&c->run, io) : !memcmp(now, repaired, bytes));
         byte = now[24] ^ 1;
         CHECK_OK(io_write(io, 24, &byte, 1, 0, NULL));
         CHECK(undo_restore(c->log, io, &result, NULL) == -EUCLEAN);
@@ -169,12 +145,11 @@ static void spoil_log(struct crash *c)
 
 static void build_states(struct crash *c)
 {
-    const struct traced run = {c->base, c->base_bytes, c->trace};
-    each_state(&run, judge_and_undo, c);
+    each_state(&c->run, judge_and_undo, c);
     if (c->worse | c->unreadable | c->unclean | c->not_undone)
         printf("%s: %u of %u states worse, %u unreadable, %u not repaired, %u not undone\n",
                c->label, c->worse, c->states, c->unreadable, c->unclean, c->not_undone);
-    CHECK(c->states > trace_count(c->trace));
+    CHECK(c->states > trace_count(c->run.trace));
     CHECK_EQ(c->worse, 0);
     CHECK_EQ(c->unreadable, 0);
     CHECK_EQ(c->unclean, 0);
@@ -307,18 +282,18 @@ static unsigned test_damage(size_t which, uint32_t cluster_bits, uint32_t order)
     struct findings f;
     struct qk_check_result r;
     damages[which].damage(io);
-    const uint8_t *now = io_mem_data(io, &c.base_bytes);
-    uint8_t *base = malloc(c.base_bytes);
-    memcpy(base, now, c.base_bytes);
-    c.base = base;
+    const uint8_t *now = io_mem_data(io, &c.run.base_bytes);
+    uint8_t *base = malloc(c.run.base_bytes);
+    memcpy(base, now, c.run.base_bytes);
+    c.run.base = base;
     CHECK_OK(check_store(io, 0, &f, &r));
     CHECK(r.corruptions + r.leaks);
     c.low_before = low_refcounts(&f);
     c.readable_before = data_intact(io);
-    CHECK_OK(io_mem_open(base, c.base_bytes, 0, &mem, NULL));
-    CHECK_OK(io_trace_open(mem, &c.trace, NULL));
+    CHECK_OK(io_mem_open(base, c.run.base_bytes, 0, &mem, NULL));
+    CHECK_OK(io_trace_open(mem, &c.run.trace, NULL));
     CHECK_OK(io_mem_open(NULL, 0, 0, &c.log, NULL));
-    CHECK_OK(repair_saving(c.trace, c.log, &r));
+    CHECK_OK(repair_saving(c.run.trace, c.log, &r));
     CHECK_EQ(r.corruptions + r.leaks, 0);
     CHECK(r.undo_saved);
     build_states(&c);
@@ -326,7 +301,7 @@ static unsigned test_damage(size_t which, uint32_t cluster_bits, uint32_t order)
     cut_log(&c);
     spoil_log(&c);
     io_close(c.log, NULL);
-    io_close(c.trace, NULL);
+    io_close(c.run.trace, NULL);
     io_close(io, NULL);
     free(base);
     return c.states;
@@ -347,15 +322,14 @@ static void wrong_order_is_seen(void)
     width_impossible(io);
     CHECK_OK(check_store(io, 0, &f, &r));
     c.low_before = low_refcounts(&f);
-    c.base = io_mem_data(io, &c.base_bytes);
-    CHECK_OK(io_mem_open(c.base, c.base_bytes, 0, &mem, NULL));
-    CHECK_OK(io_trace_open(mem, &c.trace, NULL));
-    write_be32(c.trace, 96, 4);
-    CHECK_OK(io_flush(c.trace, NULL));
-    const struct traced run = {c.base, c.base_bytes, c.trace};
-    each_state(&run, judge_only, &c);
+    c.run.base = io_mem_data(io, &c.run.base_bytes);
+    CHECK_OK(io_mem_open(c.run.base, c.run.base_bytes, 0, &mem, NULL));
+    CHECK_OK(io_trace_open(mem, &c.run.trace, NULL));
+    write_be32(c.run.trace, 96, 4);
+    CHECK_OK(io_flush(c.run.trace, NULL));
+    each_state(&c.run, judge_only, &c);
     CHECK(c.states > 0 && c.worse > 0);
-    io_close(c.trace, NULL);
+    io_close(c.run.trace, NULL);
     io_close(io, NULL);
 }
 

@@ -9,7 +9,6 @@
  */
 #include "check_test.h"
 #include "crash_states.h"
-#include "io/undo.h"
 
 struct kind {
     const char *label;
@@ -37,19 +36,6 @@ static int repair(struct qk_io *io, struct qk_io *log, struct qk_check_result *r
 
 /* ---- one state ---- */
 
-static void undo_state(struct crash *c, struct qk_io *state)
-{
-    struct undo_result result;
-    struct qk_io *io = NULL;
-    size_t bytes;
-    const uint8_t *now = io_mem_data(state, &bytes);
-    CHECK_OK(io_mem_open(now, bytes, 0, &io, NULL));
-    int ret = undo_restore(c->log, io, &result, NULL);
-    now = io_mem_data(io, &bytes);
-    c->not_undone += ret < 0 || bytes != c->run.base_bytes || memcmp(now, c->run.base, bytes) != 0;
-    io_close(io, NULL);
-}
-
 static bool damage_left(const struct findings *f)
 {
     return f->by_number[82] != 0; /* told while the disk could go back */
@@ -61,7 +47,7 @@ static void judge(void *crash, struct qk_io *state)
     struct findings f;
     struct qk_check_result r;
     c->states++;
-    undo_state(c, state);
+    c->not_undone += undo_failures(&c->run, c->log, state);
     CHECK_OK(check_store(state, 0, &f, &r));
     c->worse += f.by_number[1] + f.by_number[2] > c->low_before;
     c->unreadable += !snapshot_intact(state, "saved");

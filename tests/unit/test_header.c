@@ -5,26 +5,10 @@
  */
 #include "base/bytes.h"
 #include "base/checked.h"
-#include "format/header.h"
+#include "header_test.h"
 #include "test.h"
 
 #define FILE_BYTES (UINT64_C(1) << 20)
-
-/* A sound version 3 header of 64 KiB clusters and a 1 GiB disk, in a file of FILE_BYTES. */
-static struct header sound_header(void)
-{
-    return (struct header){
-        .version = 3,
-        .cluster_bits = 16,
-        .size_bytes = UINT64_C(1) << 30,
-        .l1_entries = 2,
-        .l1_off = 0x30000,
-        .reftable_off = 0x10000,
-        .reftable_clusters = 1,
-        .refcount_order = 4,
-        .header_bytes = 112,
-    };
-}
 
 static void field_places(void)
 {
@@ -86,7 +70,7 @@ static void round_trip(uint32_t version, uint32_t header_bytes)
 static void decode_refuses(void)
 {
     uint8_t bytes[128] = {0};
-    struct header h, sound = sound_header();
+    struct header h, sound = sound_header;
     struct qk_error err;
     CHECK_ERR(header_decode(bytes, sizeof(bytes), &h, &err), -EINVAL);
     CHECK_STR(err.text, "Image is not in qcow2 format");
@@ -194,7 +178,7 @@ static void poke(uint8_t *bytes, const struct header_field *f, uint64_t value)
 
 static void check_bad(const struct bad *bad)
 {
-    struct header h = sound_header();
+    struct header h = sound_header;
     struct qk_error err = {0};
     uint8_t bytes[112] = {0};
     header_encode(&h, bytes);
@@ -218,7 +202,7 @@ static void all_ones(void)
 {
     static const char *const harmless[] = {"backing_file_size", "compatible_features"};
     for (size_t i = 1; i < header_field_count; i++) {
-        struct header h = sound_header();
+        struct header h = sound_header;
         uint8_t bytes[112] = {0};
         bool expect_ok = false;
         header_encode(&h, bytes);
@@ -233,7 +217,7 @@ static void all_ones(void)
 
 static void backing_names(void)
 {
-    struct header h = sound_header();
+    struct header h = sound_header;
     struct qk_error err;
     h.backing_name_off = 0x200;
     h.backing_name_len = 1023;
@@ -255,7 +239,7 @@ static void backing_names(void)
 
 static void sound_variants(void)
 {
-    struct header h = sound_header();
+    struct header h = sound_header;
     CHECK_OK(header_validate(&h, NULL, FILE_BYTES, NULL));
     CHECK_OK(header_validate_for_check(&h, NULL, NULL));
     /* an L1 table may end where the file does */
@@ -266,12 +250,12 @@ static void sound_variants(void)
     h.autoclear = ~UINT64_C(2);
     h.compatible = UINT64_MAX;
     CHECK_OK(header_validate(&h, NULL, FILE_BYTES, NULL));
-    h = sound_header();
+    h = sound_header;
     h.size_bytes = 0;
     h.l1_entries = 0;
     h.l1_off = 0;
     CHECK_OK(header_validate(&h, NULL, FILE_BYTES, NULL));
-    h = sound_header();
+    h = sound_header;
     h.incompatible = INCOMPAT_EXTENDED_L2;
     h.l1_entries = 4;
     CHECK_OK(header_validate(&h, NULL, FILE_BYTES, NULL));
@@ -284,7 +268,7 @@ static void sound_variants(void)
 static void unknown_feature_names(void)
 {
     uint8_t table[2 * 48] = {0, 5, 'q', 'u', 'a', '\n', 'n'};
-    struct header h = sound_header();
+    struct header h = sound_header;
     struct header_extensions exts = {0};
     struct qk_error err;
     char name[47];
@@ -312,7 +296,7 @@ static void extensions_kept(void)
 {
     static const uint8_t odd[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
     uint8_t cluster[512], unknown[8] = {9, 8, 7, 6, 5, 4, 3, 2};
-    struct header h = sound_header();
+    struct header h = sound_header;
     struct header_extensions exts = {0}, back;
     static const struct header_extension list[] = {
         {HEXT_BACKING_FORMAT, 5, (const uint8_t *)"qcow2"},
@@ -400,7 +384,7 @@ static void as_qemu_writes_it(void)
         "bitmaps",          "raw external data"};
     static const uint8_t kinds[] = {0, 0, 0, 0, 0, 1, 2, 2}, bits[] = {0, 1, 2, 3, 4, 0, 0, 1};
     uint8_t expected[512] = {0}, cluster[512];
-    struct header h = sound_header();
+    struct header h = sound_header;
     struct header_extensions exts = {0};
     size_t len;
     memcpy(expected, "QFI\xfb\0\0\0\3", 8);
@@ -432,7 +416,7 @@ static void long_backing_names(void)
 {
     char name[1100];
     uint8_t cluster[2048];
-    struct header h = sound_header();
+    struct header h = sound_header;
     memset(name, 'n', sizeof(name));
     name[1023] = 0;
     CHECK_OK(header_layout(&(struct header_layout){&h, NULL, NULL, name, 0}, cluster, 2048, NULL));
