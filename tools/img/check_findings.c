@@ -183,8 +183,8 @@ static void print(struct check_findings *f, const struct qk_problem *p,
         if (f->terminal)
             put_text(stderr, p->text);
         else
-            fputs(p->text, stderr);
-        fputc('\n', stderr);
+            fputs_unlocked(p->text, stderr);
+        putc_unlocked('\n', stderr);
     }
     if (f->explain)
         explain(f, p, run);
