@@ -205,10 +205,10 @@ struct check {
     struct refmap refs;
     uint64_t *l1; /* active L1, host-endian */
     uint32_t l1_entries;
-    struct l1_search *search;     /* while it is on */
-    uint64_t l1_found;            /* where a table lies that may be the active L1; 0: no such */
+    struct l1_search *search; /* while it is on */
+    uint64_t l1_found;        /* where a table lies that may be the active L1; 0: no such */
     bool header_only; /* its tables contradict the header: nothing else is written in this run */
-    bool l1_bad;                  /* the active L1 has entries to report */
+    bool l1_bad;      /* the active L1 has entries to report */
     bool snapshot_l1_bad;         /* a snapshot's L1 has */
     bool tables_bad;              /* an L2 table has */
     bool wild_table;              /* a cluster that an L1 entry names holds no table */
@@ -218,13 +218,13 @@ struct check {
     struct snapshot_range *snapshot_ranges;        /* their L1 tables by place */
     struct refmap_span snapshot_old, snapshot_new; /* clusters of the table; the new one */
 
-    struct u64_vec reftable; /* host-endian */
-    uint8_t *blocks;         /* enum block_state | block_flag, for each entry of reftable */
+    struct u64_vec reftable;     /* host-endian */
+    uint8_t *blocks;             /* enum block_state | block_flag, for each entry of reftable */
     struct u64_vec block_places; /* clusters of the blocks that are counted, ascending */
-    bool copied_suspect;     /* some COPIED flag may be wrong */
-    bool tail_mismatch;      /* clusters in use behind what the refcount table covers */
-    bool table_lost;         /* there, refcounts are not zero but unknown */
-    uint64_t highest;        /* one more than the highest cluster in use */
+    bool copied_suspect;         /* some COPIED flag may be wrong */
+    bool tail_mismatch;          /* clusters in use behind what the refcount table covers */
+    bool table_lost;             /* there, refcounts are not zero but unknown */
+    uint64_t highest;            /* one more than the highest cluster in use */
     struct block_cache_slot cache[BLOCK_CACHE_SLOTS];
 
     unsigned actions;         /* what is to be done: enum action */
@@ -242,11 +242,11 @@ struct check {
     struct refmap_span bitmap_new; /* the new directory */
     struct cut cut;
     struct lost_run_vec lost_runs;
-    bool lost_more;               /* than these */
+    bool lost_more;                 /* than these */
     struct u64_vec snapshot_behind; /* L1 tables of what looks like entries behind the last one */
     uint32_t snapshots_found;       /* of these, those that are alive */
     uint32_t snapshots_more;        /* those that this run takes into the table */
-    struct u64_vec snapshot_gone; /* entries of snapshots whose L1 table cannot be found */
+    struct u64_vec snapshot_gone;   /* entries of snapshots whose L1 table cannot be found */
     struct cut_streams *cut_streams;
     uint64_t data_bytes; /* of the external data file; UINT64_MAX: none, or not known */
     bool guest_changes;  /* this repair changes what the guest reads: no bitmap knows of it */
