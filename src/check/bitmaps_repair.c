@@ -73,11 +73,11 @@ static int mark(struct check *c, uint64_t entry, bool disabled_too, struct qk_er
 
 static int mark_all(struct check *c, bool disabled_too, struct qk_error *err)
 {
-    size_t steps = c->steps.len;
+    uint64_t steps = c->steps.count;
     int ret = 0;
     for (size_t i = 0; ret == 0 && i < c->bitmaps.len; i++)
         ret = mark(c, c->bitmap_dir.directory_off + c->bitmaps.ptr[i].at, disabled_too, err);
-    if (ret == 0 && c->steps.len > steps)
+    if (ret == 0 && c->steps.count > steps)
         sink_message(&c->sink, "Marking bitmaps as in use: what the guest reads is changed");
     return ret < 0 ? ret : plan_barrier(c, err);
 }

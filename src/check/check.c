@@ -93,7 +93,7 @@ static void check_release(struct check *c)
     free(c->cut_streams);
     shared_vec_free(&c->shared);
     free(c->snapshot_ranges);
-    step_vec_free(&c->steps);
+    spill_free(&c->steps.bytes);
     user_vec_free(&c->users);
     io_close(c->stage, NULL);
     pthread_mutex_destroy(&c->lock);
@@ -196,8 +196,11 @@ static int repair(struct check *c, struct qk_error *err)
         clear_bits,
     };
     int ret = io_stage_open(c->file, plan_place(c), &c->stage, err);
+    if (ret == 0)
+        ret = spill_init(&c->steps.bytes, plan_place(c), err);
     if (ret < 0)
         return ret;
+    c->steps.bytes.most = STEPS_MEMORY;
     c->stage->can_grow = file_can_grow(c);
     c->file = c->stage;
     for (size_t i = 0; ret == 0 && i < ARRAY_SIZE(parts); i++) {
@@ -207,11 +210,10 @@ static int repair(struct check *c, struct qk_error *err)
             block_cache_drop(c);
         ret = parts[i](c, err);
     }
-    if (ret < 0)
+    if (ret == 0)
+        ret = plan_tell(c, err);
+    if (ret < 0 || c->opts->plan_only || stage_empty(c->stage))
         return ret;
-    plan_tell(c);
-    if (c->opts->plan_only || stage_empty(c->stage))
-        return 0;
     return plan_carry_out(c, err);
 }
 
@@ -286,6 +288,7 @@ static int check_pass(struct attempt *a, const struct qk_check_options *opts,
     c.rounds = a->rounds;
     *result = (struct qk_check_result)QK_CHECK_RESULT_INIT;
     pthread_mutex_init(&c.lock, NULL);
+    spill_init(&c.steps.bytes, NULL, NULL);
     int ret = check_init(&c, err);
     if (ret == 0)
         refuse_repair(&c, a, &look);

@@ -25,6 +25,7 @@
 #include "check/rollback.h"
 #include "format/bitmap.h"
 #include "format/refcount.h"
+#include "io/spill.h"
 
 DEFINE_VECTOR(u64_vec, uint64_t)
 struct snapshot_fixed;
@@ -123,7 +124,14 @@ struct step {
     unsigned epoch;
     bool has_values;
 };
-DEFINE_VECTOR(step_vec, struct step)
+
+/* The plan: as many as damaged entries, at worst, so what is too much for memory goes to a file. */
+struct steps {
+    struct spill bytes; /* struct step, one behind the other */
+    uint64_t count;
+    unsigned last_epoch; /* of the last one */
+};
+#define STEPS_MEMORY (UINT64_C(1) << 20)
 
 /* An active L2 entry whose cluster has more users than its refcount says. */
 struct cluster_user {
@@ -252,7 +260,7 @@ struct check {
     bool guest_changes;  /* this repair changes what the guest reads: no bitmap knows of it */
     bool disk_resized;   /* and the size of its disk */
     bool spare; /* free clusters may belong to what was given up: new ones go behind the end */
-    struct step_vec steps; /* the plan: how */
+    struct steps steps;    /* the plan: how */
     struct lost lost_snapshots, lost_bitmaps;
     struct user_vec users; /* those that get copies, and who shares with them */
     uint64_t copy_from;    /* no free cluster before this one */
@@ -574,10 +582,12 @@ struct plan_bytes {
 };
 int plan_write(struct check *c, const struct step *what, const struct plan_bytes *w,
                struct qk_error *err);
+/* A step that writes nothing itself. */
+int plan_note(struct check *c, const struct step *step, struct qk_error *err);
 /* Ends an epoch: what was written before is stable before what comes after is written. */
 int plan_barrier(struct check *c, struct qk_error *err);
 /* Hands the steps on. */
-void plan_tell(struct check *c);
+int plan_tell(struct check *c, struct qk_error *err);
 /* Writes the part of a table that differs from `old`; both have `bytes` bytes at `off`. Entries of
  * `entry_bytes` that change are counted. */
 struct table_write {

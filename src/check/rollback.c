@@ -161,8 +161,7 @@ static int note_loss(struct check *c, struct qk_error *err)
                                   .lost_off = loss->off[i],
                                   .lost_bytes = loss->bytes[i],
                                   .epoch = c->epoch};
-        if (step_vec_append(&c->steps, what) < 0)
-            ret = qk_fail_nomem(err);
+        ret = plan_note(c, &what, err);
     }
     return ret;
 }
@@ -177,9 +176,9 @@ int rollback_link(struct check *c, struct qk_error *err)
                   {HEADER_L1_ENTRIES_OFF, 4, c->h->l1_entries},
                   {HEADER_L1_OFF, 8, c->h->l1_off}};
     struct step what = {.action = "name the snapshot's tables", .structure = "header"};
-    const size_t steps = c->steps.len;
+    const uint64_t steps = c->steps.count;
     int ret = c->rollback ? note_loss(c, err) : 0;
-    const char *lost = c->steps.len > steps ? c->rollback->since : NULL;
+    const char *lost = c->steps.count > steps ? c->rollback->since : NULL;
     for (size_t i = 0; c->rollback && ret == 0 && i < ARRAY_SIZE(fields); i++) {
         uint8_t bytes[8], old[8] = {0};
         size_t skip = 8 - fields[i].bytes;

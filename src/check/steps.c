@@ -21,6 +21,17 @@ static uint64_t number_of(const uint8_t *bytes, size_t len)
     return value;
 }
 
+int plan_note(struct check *c, const struct step *step, struct qk_error *err)
+{
+    uint64_t pos;
+    int ret = spill_append(&c->steps.bytes, step, sizeof(*step), &pos, err);
+    if (ret < 0)
+        return ret;
+    c->steps.count++;
+    c->steps.last_epoch = step->epoch;
+    return 0;
+}
+
 int plan_write(struct check *c, const struct step *what, const struct plan_bytes *w,
                struct qk_error *err)
 {
@@ -40,14 +51,13 @@ int plan_write(struct check *c, const struct step *what, const struct plan_bytes
         step.from = number_of(old, w->len);
         step.to = number_of(w->bytes, w->len);
     }
-    if (step_vec_append(&c->steps, step) < 0)
-        return qk_fail_nomem(err);
-    return io_write(c->file, w->off, w->bytes, w->len, 0, err);
+    int ret = plan_note(c, &step, err);
+    return ret < 0 ? ret : io_write(c->file, w->off, w->bytes, w->len, 0, err);
 }
 
 int plan_barrier(struct check *c, struct qk_error *err)
 {
-    if (c->steps.len && c->steps.ptr[c->steps.len - 1].epoch == c->epoch)
+    if (c->steps.count && c->steps.last_epoch == c->epoch)
         c->epoch++;
     return io_flush(c->file, err);
 }
@@ -80,29 +90,42 @@ int write_changed(struct check *c, const struct step *what, const struct table_w
     return plan_write(c, &step, &bytes, err);
 }
 
-void plan_tell(struct check *c)
+static void tell_step(const struct check *c, const struct step *s)
 {
+    const struct qk_plan_step step = {
+        .struct_size = sizeof(step),
+        .action = s->action,
+        .structure = s->structure,
+        .file_off = s->off,
+        .bytes = s->bytes,
+        .count = s->count,
+        .has_values = s->has_values,
+        .from = s->from,
+        .to = s->to,
+        .lost_off = s->lost_off,
+        .lost_bytes = s->lost_bytes,
+        .epoch = s->epoch,
+        .lost = s->lost,
+    };
+    c->opts->on_step(c->opts->opaque, &step);
+}
+
+#define STEPS_AT_ONCE 64u
+
+int plan_tell(struct check *c, struct qk_error *err)
+{
+    struct step steps[STEPS_AT_ONCE];
     sink_flush(&c->sink);
-    c->result->steps = c->steps.len;
-    for (size_t i = 0; c->opts->on_step && i < c->steps.len; i++) {
-        const struct step *s = &c->steps.ptr[i];
-        const struct qk_plan_step step = {
-            .struct_size = sizeof(step),
-            .action = s->action,
-            .structure = s->structure,
-            .file_off = s->off,
-            .bytes = s->bytes,
-            .count = s->count,
-            .has_values = s->has_values,
-            .from = s->from,
-            .to = s->to,
-            .lost_off = s->lost_off,
-            .lost_bytes = s->lost_bytes,
-            .epoch = s->epoch,
-            .lost = s->lost,
-        };
-        c->opts->on_step(c->opts->opaque, &step);
+    c->result->steps = c->steps.count;
+    for (uint64_t at = 0; c->opts->on_step && at < c->steps.count; at += STEPS_AT_ONCE) {
+        const uint64_t n = min_u64(STEPS_AT_ONCE, c->steps.count - at);
+        int ret = spill_read(&c->steps.bytes, at * sizeof(*steps), steps, n * sizeof(*steps), err);
+        if (ret < 0)
+            return ret;
+        for (uint64_t i = 0; i < n; i++)
+            tell_step(c, &steps[i]);
     }
+    return 0;
 }
 
 /* ---- carrying it out ---- */

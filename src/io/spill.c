@@ -67,7 +67,7 @@ static int file_read(int fd, uint64_t off, uint8_t *out, size_t len)
 
 int spill_init(struct spill *s, const char *beside, struct qk_error *err)
 {
-    *s = (struct spill){.fd = -1, .beside = beside ? strdup(beside) : NULL};
+    *s = (struct spill){.fd = -1, .beside = beside ? strdup(beside) : NULL, .most = SPILL_MEMORY};
     return beside && !s->beside ? qk_fail_nomem(err) : 0;
 }
 
@@ -97,7 +97,7 @@ static void push_out(struct spill *s)
 
 static int block_add(struct spill *s)
 {
-    if ((s->blocks - s->first + 1) * BLOCK_BYTES > SPILL_MEMORY && !s->in_vain)
+    if ((s->blocks - s->first + 1) * BLOCK_BYTES > s->most && !s->in_vain)
         push_out(s);
     if (s->blocks == s->room) {
         size_t room = s->room ? s->room * 2 : 64;

@@ -16,8 +16,8 @@ struct spill {
     bool in_vain; /* no file, or no room in it */
     uint8_t **block;
     size_t blocks, room;
-    size_t first; /* the blocks before it are in the file */
-    uint64_t len;
+    size_t first;       /* the blocks before it are in the file */
+    uint64_t len, most; /* most: of it in memory; may be set after spill_init */
 };
 
 int spill_init(struct spill *s, const char *beside, struct qk_error *err);
