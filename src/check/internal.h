@@ -260,7 +260,7 @@ struct check {
     bool guest_changes;  /* this repair changes what the guest reads: no bitmap knows of it */
     bool disk_resized;   /* and the size of its disk */
     bool spare; /* free clusters may belong to what was given up: new ones go behind the end */
-    struct steps steps;    /* the plan: how */
+    struct steps steps; /* the plan: how */
     struct lost lost_snapshots, lost_bitmaps;
     struct user_vec users; /* those that get copies, and who shares with them */
     uint64_t copy_from;    /* no free cluster before this one */

@@ -52,8 +52,8 @@ static bool blocks_unknown(const struct check *c)
 static bool meaning_chosen(const struct check *c)
 {
     static const enum problem_id ids[] = {PROBLEM_L1_TABLE_MISPLACED, PROBLEM_VERSION,
-                                          PROBLEM_CLUSTER_BITS, PROBLEM_FEATURE_EXTENDED_L2,
-                                          PROBLEM_FEATURE_DATA_FILE, PROBLEM_DISK_SIZE};
+                                          PROBLEM_CLUSTER_BITS,       PROBLEM_FEATURE_EXTENDED_L2,
+                                          PROBLEM_FEATURE_DATA_FILE,  PROBLEM_DISK_SIZE};
     for (size_t i = 0; i < ARRAY_SIZE(ids); i++) {
         if (c->sink.seen[ids[i]])
             return true;
