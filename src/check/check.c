@@ -125,6 +125,8 @@ static int find(struct check *c, struct qk_error *err)
     if (ret == 0)
         shared_report(c);
     if (ret == 0)
+        ret = orphans_find(c, err);
+    if (ret == 0)
         ret = cut_report(c, err);
     if (ret == 0)
         ret = rollback_survey(c, err);

@@ -27,6 +27,8 @@
 #include "format/refcount.h"
 #include "io/spill.h"
 
+#include <stdatomic.h>
+
 DEFINE_VECTOR(u64_vec, uint64_t)
 struct snapshot_fixed;
 
@@ -219,6 +221,7 @@ struct check {
     bool l1_bad;      /* the active L1 has entries to report */
     bool snapshot_l1_bad;         /* a snapshot's L1 has */
     bool tables_bad;              /* an L2 table has */
+    atomic_uint_fast64_t orphan;  /* the lowest leaked L2 table so far */
     bool wild_table;              /* a cluster that an L1 entry names holds no table */
     struct l2_vec tables;         /* sorted by cluster once roots is done */
     struct u64_vec snapshot_l1;   /* pairs: offset, bytes */
@@ -402,6 +405,13 @@ enum compression_type compression_of(const struct check *c, const uint8_t *strea
  * tables being known. */
 struct l1_search;
 int l1_search(struct check *c, struct qk_error *err);
+/* The end of the hole at `off`, or of the data there; `end` at most. MT-safe. */
+uint64_t extent_end(const struct check *c, uint64_t off, uint64_t end, bool *hole);
+
+/* ---- orphans.c ---- */
+
+/* Looks for an L2 table among the leaked clusters, when nothing that was found explains one. */
+int orphans_find(struct check *c, struct qk_error *err);
 
 /* ---- roots.c, snapshots.c, bitmaps.c ---- */
 
@@ -552,6 +562,8 @@ uint64_t reference_of(const struct check *c, uint64_t cluster);
 /* ---- plan.c, apply.c, rebuild.c, copied.c ---- */
 
 int plan_decide(struct check *c, struct qk_error *err);
+/* An L1 entry names a wrong cluster of the file. */
+bool tables_wrong(const struct check *c);
 /* What a refcount is to become under the plan. */
 uint64_t plan_target(const struct check *c, uint64_t cluster, uint64_t stored);
 int apply_refcounts(struct check *c, struct qk_error *err);

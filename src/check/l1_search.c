@@ -122,8 +122,7 @@ static void cluster_look(struct check *c, uint64_t cluster, uint8_t *buf)
     note_fit(s, c, cluster, first + rest, any);
 }
 
-/* The end of the hole at `off`, or of the data there. */
-static uint64_t extent_end(const struct check *c, uint64_t off, uint64_t end, bool *hole)
+uint64_t extent_end(const struct check *c, uint64_t off, uint64_t end, bool *hole)
 {
     struct qk_extent e;
     *hole = false;

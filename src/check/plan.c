@@ -66,7 +66,7 @@ static bool meaning_chosen(const struct check *c)
  * leaked then. (Where the refcount table claims the cluster, too, its content tells which is
  * wrong.)
  */
-static bool wrong_tables(const struct check *c)
+bool tables_wrong(const struct check *c)
 {
     bool wrong = c->wild_table;
     for (size_t i = 0; i < c->tables.len && !wrong; i++) {
@@ -74,7 +74,12 @@ static bool wrong_tables(const struct check *c)
         wrong = t->active > 1 ||
                 (refmap_count(&c->refs, t->cluster) > t->refs && !block_at(c, t->cluster));
     }
-    return wrong && !c->rollback && !(c->opts->allow & QK_ALLOW_ENTRIES);
+    return wrong;
+}
+
+static bool tables_hold(const struct check *c)
+{
+    return tables_wrong(c) && !c->rollback && !(c->opts->allow & QK_ALLOW_ENTRIES);
 }
 
 static void keep_leaks(struct check *c)
@@ -102,7 +107,7 @@ int plan_decide(struct check *c, struct qk_error *err)
     }
     if ((c->actions & ACT_FILL) && !cut_can_fill(c))
         c->actions = (c->actions & ~(unsigned)ACT_FILL) | ACT_HOLD;
-    if (wrong_tables(c) || (meaning_chosen(c) && c->sink.seen[PROBLEM_REFCOUNT_HIGH]))
+    if (tables_hold(c) || (meaning_chosen(c) && c->sink.seen[PROBLEM_REFCOUNT_HIGH]))
         c->actions |= ACT_HOLD;
     if (!(c->actions & ACT_HOLD))
         return 0;

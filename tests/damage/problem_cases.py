@@ -189,6 +189,11 @@ header_case("refcount_order_impossible", {"refcount_order": 200}, [17], CLEAN, V
 
 # ---- L1 ----
 
+@case([3, 47], KEPT, without(*h.SNAPSHOT_KINDS), touched=ALL_TOUCHED)
+def l1_entry_zeroed(image):
+    image.set_l1(0, 0)
+
+
 @case([20], STAYS)
 def l1_reserved_bits(image):
     image.set_l1(0, image.l1(0) | 1 << 57)
@@ -204,9 +209,10 @@ def l1_outside(image):
     image.set_l1(0, COPIED | far(image))
 
 
-@case([23], CLEAN, clusters=(512,))
+@case([23], CLEAN, without("data_raw"), clusters=(512,))
 def l1_stray_copied(image):
-    """Only the tables of small clusters have entries that are not used."""
+    """Only the tables of small clusters have entries that are not used, and only where not every
+    cluster is mapped."""
     image.set_l1(image.l1_entries - 1, COPIED)
 
 
