@@ -555,7 +555,7 @@ struct qk_plan_step {
 enum qk_allow {
     QK_ALLOW_COPIES = 1u << 0,    /* guest clusters that share a cluster get one each */
     QK_ALLOW_ENTRIES = 1u << 1,   /* L1 and L2 entries that lead nowhere are cleared */
-    QK_ALLOW_SNAPSHOTS = 1u << 2, /* snapshot entries that cannot be used are dropped */
+    QK_ALLOW_SNAPSHOTS = 1u << 2, /* impossible entries are dropped, uncounted ones taken in */
     QK_ALLOW_BITMAPS = 1u << 3,   /* bitmaps that cannot be used are dropped */
     QK_ALLOW_HEADER = 1u << 4,    /* header fields get the likely value, or none */
     QK_ALLOW_ROLLBACK = 1u << 5,  /* damaged active tables: the disk goes back to a snapshot */

@@ -11,7 +11,7 @@ const struct check_choice check_choices[CHECK_CHOICES] = {
     {"header", QK_ALLOW_HEADER, "set header fields to what fits the rest of the file"},
     {"entries", QK_ALLOW_ENTRIES,
      "clear table entries that lead nowhere, and take impossible bits out of others"},
-    {"snapshots", QK_ALLOW_SNAPSHOTS, "drop the snapshots that cannot be used"},
+    {"snapshots", QK_ALLOW_SNAPSHOTS, "drop snapshots that cannot be used, take in uncounted ones"},
     {"bitmaps", QK_ALLOW_BITMAPS, "drop the bitmaps that cannot be used"},
     {"copies", QK_ALLOW_COPIES, "give guest clusters that share a cluster one each"},
     {"rollback", QK_ALLOW_ROLLBACK,
