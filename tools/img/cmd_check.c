@@ -37,9 +37,8 @@ static const struct opt_desc options[] = {
     {OPT_PLAN, "plan", NULL, "tell what a repair would do (-r all, or as -r says); write nothing",
      OPT_KIND_FLAG, NULL, 0, 0, NULL},
     {OPT_ALLOW, "allow", "LIST",
-     "let -r make choices, too: copies, entries, snapshots, bitmaps, header (lossy: these five, "
-     "not "
-     "the next two); rollback[=SNAPSHOT]; l1",
+     "what -r may choose: copies, entries, snapshots, bitmaps, header, or lossy for these five; "
+     "and, only by name, rollback[=SNAPSHOT] and l1",
      OPT_KIND_TEXT, NULL, 0, 0, "copies entries snapshots bitmaps header lossy rollback l1"},
     {OPT_UNDO, "undo", "FILE", "save what -r overwrites in FILE (default: FILENAME.undo-N)",
      OPT_KIND_FILE, NULL, 0, 0, NULL},
