@@ -7,6 +7,16 @@ _qcowkit_table() {
 # table begins
 amend -h flag
 amend --help flag
+amend -f format
+amend --format format
+amend -o text
+amend --force flag
+amend -t cache
+amend --image-opts flag
+amend --object object
+amend -p flag
+amend --progress-fd descriptor
+amend -q flag
 bench -h flag
 bench --help flag
 bench -c text
@@ -35,6 +45,23 @@ bench --output output human json
 bench -q flag
 bitmap -h flag
 bitmap --help flag
+bitmap --add flag
+bitmap --remove flag
+bitmap --clear flag
+bitmap --enable flag
+bitmap --disable flag
+bitmap --merge text
+bitmap --list flag
+bitmap -b file
+bitmap -F format
+bitmap -g size
+bitmap -f format
+bitmap --format format
+bitmap --image-opts flag
+bitmap --object object
+bitmap --output output human json
+bitmap -U flag
+bitmap --force-share flag
 check -h flag
 check --help flag
 check -f format
@@ -45,17 +72,36 @@ check --output output human json
 check -r text leaks all
 check --repair text leaks all
 check --explain flag
+check --plan flag
+check --allow text copies entries snapshots bitmaps header lossy rollback l1
+check --undo file
+check --no-undo flag
+check -p flag
+check --progress-fd descriptor
 check -T cache
 check -U flag
 check --force-share flag
 check -q flag
 commit -h flag
 commit --help flag
+commit -f format
+commit --format format
+commit -t cache
+commit -b file
+commit -d flag
+commit -r size
+commit --image-opts flag
+commit --object object
+commit -p flag
+commit --progress-fd descriptor
+commit -q flag
 compare -h flag
 compare --help flag
 compare -f format
 compare -F format
 compare -s flag
+compare -l text
+compare -L text
 compare -T cache
 compare -U flag
 compare --force-share flag
@@ -82,6 +128,7 @@ convert -C flag
 convert -c flag
 convert --compress-level text
 convert -l text
+convert --internal-snapshot text
 convert --salvage flag
 convert --bitmaps flag
 convert --skip-broken-bitmaps flag
@@ -109,6 +156,8 @@ dd --help flag
 dd -f format
 dd --format format
 dd -O format
+dd -l text
+dd --internal-snapshot text
 dd -U flag
 dd --force-share flag
 dd --image-opts flag
@@ -121,6 +170,7 @@ info --image-opts flag
 info --object object
 info --output output human json
 info --backing-chain flag
+info --children flag
 info -U flag
 info --force-share flag
 map -h flag
@@ -131,6 +181,7 @@ map -s size
 map --start-offset size
 map -l size
 map --max-length size
+map --internal-snapshot text
 map --output output human json
 map -U flag
 map --force-share flag
@@ -144,6 +195,7 @@ measure -O format
 measure -o text
 measure --size size
 measure -l text
+measure --internal-snapshot text
 measure --output output human json
 measure -U flag
 measure --force-share flag
@@ -151,6 +203,22 @@ measure --image-opts flag
 measure --object object
 rebase -h flag
 rebase --help flag
+rebase -f format
+rebase --format format
+rebase -b file
+rebase -F format
+rebase -u flag
+rebase -c flag
+rebase --compress flag
+rebase -t cache
+rebase -T cache
+rebase -U flag
+rebase --force-share flag
+rebase --image-opts flag
+rebase --object object
+rebase -p flag
+rebase --progress-fd descriptor
+rebase -q flag
 resize -h flag
 resize --help flag
 resize -f format
@@ -162,6 +230,22 @@ resize --shrink flag
 resize -q flag
 snapshot -h flag
 snapshot --help flag
+snapshot -l flag
+snapshot -c text
+snapshot -a text
+snapshot -d text
+snapshot --rename text
+snapshot --to text
+snapshot --freed flag
+snapshot --output output human json
+snapshot --image-opts flag
+snapshot --object object
+snapshot -U flag
+snapshot --force-share flag
+snapshot -q flag
+undo -h flag
+undo --help flag
+undo -q flag
 io -h flag
 io --help flag
 io --object object
@@ -190,6 +274,8 @@ io -d text
 io --discard text
 io -T text
 io --trace text
+io -l text
+io --internal-snapshot text
 io -U flag
 io --force-share flag
 io -V flag
