@@ -254,7 +254,7 @@ struct check {
     struct cut cut;
     struct lost_run_vec lost_runs;
     bool lost_more;                 /* than these */
-    struct u64_vec snapshot_behind; /* L1 tables of what looks like entries behind the last one */
+    struct u64_vec snapshot_behind; /* pairs: L1 offset, entries; of what looks like more of them */
     uint32_t snapshots_found;       /* of these, those that are alive */
     uint32_t snapshots_more;        /* those that this run takes into the table */
     struct u64_vec snapshot_gone;   /* entries of snapshots whose L1 table cannot be found */

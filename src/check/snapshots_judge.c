@@ -2,9 +2,10 @@
  * snapshots_judge.c - whether what stands in the snapshot table can be true. An entry that lies in
  * the file is not yet one: after a damaged length or count, bytes of something else are read as
  * one. And behind the last entry there may be more, when the header's count is too low: an entry
- * with all the marks of one, whose L1 table is counted in the refcounts and named by nothing.
- * (Bytes of a table that was there before look the same, but their L1 tables are free or used by
- * others.)
+ * with all the marks of one, whose L1 table is counted in the refcounts and named by nothing, and
+ * names L2 tables that are counted once more than is known. (Bytes of a table that was there before
+ * look the same, but their L1 tables are free or used by others, or leaked, as a crash leaves what
+ * was allocated in their place.)
  *
  * Relies on nothing for the first; for the second on all references and refcounts. Promises that
  * while one of both is found, and not decided, nothing is freed (ACT_HOLD).
@@ -16,7 +17,8 @@
 
 #include <string.h>
 
-#define NANOSECONDS 1000000000u
+#define NANOSECONDS     1000000000u
+#define LOOKED_AT_BYTES (UINT64_C(16) << 20) /* of L1 tables, at least */
 
 static bool has_disk_bytes(const struct snapshot_fixed *f)
 {
@@ -93,23 +95,69 @@ int snapshots_behind_note(struct check *c, uint64_t off, struct qk_error *err)
     struct snapshot_fixed f;
     uint64_t bytes, most = QCOW2_MAX_SNAPSHOTS - min_u64(c->h->snapshot_count, QCOW2_MAX_SNAPSHOTS);
     c->snapshot_behind.len = 0;
-    for (; c->snapshot_behind.len < most && (bytes = entry_behind(c, off, &f)); off += bytes) {
-        if (u64_vec_append(&c->snapshot_behind, f.l1_off) < 0)
+    for (; c->snapshot_behind.len / 2 < most && (bytes = entry_behind(c, off, &f)); off += bytes) {
+        if (u64_vec_append(&c->snapshot_behind, f.l1_off) < 0 ||
+            u64_vec_append(&c->snapshot_behind, f.l1_entries) < 0)
             return qk_fail_nomem(err);
     }
     return 0;
 }
 
-/* How many of them, from the first on, are alive. */
+/* More references are counted than are known. What cannot be read is. */
+static bool counted_for_more(struct check *c, uint64_t cluster)
+{
+    uint64_t stored;
+    int ret = stored_refcount(c, cluster, &stored, NULL);
+    return ret < 0 || stored > refmap_count(&c->refs, cluster);
+}
+
+/* *named: the piece has entries. False: one of them names no table, or one that nobody else has. */
+static bool piece_alive(struct check *c, const uint8_t *words, size_t bytes, bool *named)
+{
+    for (size_t at = 0; at < bytes; at += 8) {
+        uint64_t raw = load_be64(words + at);
+        if (!raw)
+            continue;
+        struct l1_verdict v = l1_judge(c, raw);
+        if (!v.usable || !counted_for_more(c, l1_entry_host(raw) >> c->g->cluster_bits))
+            return false;
+        *named = true;
+    }
+    return true;
+}
+
+/* The first entries of an L1 table tell: those of a snapshot that is gone name tables that are
+ * free, or have no user but those that are known. *left: bytes that all of them together are looked
+ * at. */
+static bool l1_alive(struct check *c, uint64_t off, uint64_t entries, uint64_t *left)
+{
+    uint8_t piece[4096];
+    bool named = false, alive = true;
+    for (uint64_t at = 0, len; alive && !named && at < entries * 8 && *left; at += len) {
+        len = min_u64(sizeof(piece), entries * 8 - at);
+        *left -= min_u64(*left, len);
+        if (io_read(c->file, off + at, piece, len, NULL) < 0)
+            return true;
+        alive = piece_alive(c, piece, len, &named);
+    }
+    return alive && (named || !*left);
+}
+
+/* How many of them, from the first on, are alive. In a dirty image the last one may be on its way
+ * out: without room for a new table the header drops it first (doc/design/snapshots.md). */
 int snapshots_behind_judge(struct check *c, struct qk_error *err)
 {
-    uint64_t alive = 0;
-    for (; alive < c->snapshot_behind.len; alive++) {
-        uint64_t stored, cluster = c->snapshot_behind.ptr[alive] >> c->g->cluster_bits;
+    uint64_t alive = 0, left = max_u64(c->file_bytes / 2, LOOKED_AT_BYTES);
+    if (c->h->incompatible & INCOMPAT_DIRTY)
+        return 0;
+    for (; alive < c->snapshot_behind.len / 2; alive++) {
+        uint64_t stored, off = c->snapshot_behind.ptr[2 * alive];
+        uint64_t cluster = off >> c->g->cluster_bits;
         int ret = stored_refcount(c, cluster, &stored, err);
         if (ret < 0 && ret != -ENOENT)
             return ret;
-        if (ret < 0 || !stored || refmap_count(&c->refs, cluster))
+        if (ret < 0 || !stored || refmap_count(&c->refs, cluster) ||
+            !l1_alive(c, off, c->snapshot_behind.ptr[2 * alive + 1], &left))
             break;
     }
     if (alive)
