@@ -336,9 +336,9 @@ static void file_size_limit(void)
     REQUIRE(setrlimit(RLIMIT_FSIZE, &limit) == 0);
     struct qk_io *io = open_plain("limited");
     CHECK_OK(io_write(io, 0, bytes, 4096, 0, NULL));
-    CHECK_ERR(io_write(io, 1 << 20, bytes, 4096, 0, NULL), -EFBIG);
-    check_growth_fails(io, -EFBIG, 4096);
-    CHECK_ERR(io_write(io, 4096, bytes, sizeof(bytes) - 4096, 0, NULL), -EFBIG);
+    CHECK_ERR(io_write(io, 1 << 20, bytes, 4096, 0, NULL), -ENOSPC);
+    check_growth_fails(io, -ENOSPC, 4096);
+    CHECK_ERR(io_write(io, 4096, bytes, sizeof(bytes) - 4096, 0, NULL), -ENOSPC);
     CHECK_OK(io_read(io, 0, back, 4096, NULL));
     CHECK_MEM(back, bytes, 4096);
     CHECK_OK(io_close(io, NULL));
