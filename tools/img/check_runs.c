@@ -79,17 +79,46 @@ void run_part(const struct qk_problem *first, const struct qk_problem_run *run, 
     part->first.found += i * run->found_step;
 }
 
+/* Adds to a number in its digits. False: it has too few of them. */
+static bool add_digits(char *digits, unsigned width, uint64_t step, bool hex)
+{
+    for (unsigned i = width; i-- && step;) {
+        step += (uint64_t)(digits[i] <= '9' ? digits[i] - '0' : digits[i] - 'a' + 10);
+        digits[i] = "0123456789abcdef"[hex ? step % 16 : step % 10];
+        step = hex ? step / 16 : step / 10;
+    }
+    return !step;
+}
+
+/* Most lines differ from the one before in a digit. False: this one has to be made anew. */
+static bool next_line(const struct qk_problem_run *run, char *line)
+{
+    for (unsigned k = 0; k < run->number_count; k++) {
+        const struct qk_run_number *n = &run->numbers[k];
+        if (n->step > UINT32_MAX || !add_digits(line + n->at, n->width, n->step, n->base == 16))
+            return false;
+    }
+    return true;
+}
+
 void run_write_lines(const struct qk_problem *first, const struct qk_problem_run *run, FILE *out)
 {
-    char *lines = xmalloc(LINES_BYTES);
-    size_t have = 0;
+    char *lines = xmalloc(LINES_BYTES), line[RUN_TEXT_BYTES + 1];
+    size_t have = 0, length = 0;
+    struct qk_problem_run now;
     for (uint64_t i = 0; i < run->count; i++) {
-        if (have + RUN_TEXT_BYTES > LINES_BYTES) {
+        if (!i || !next_line(&now, line)) {
+            length = run_text(first, run, i, line);
+            line[length++] = '\n';
+            now = *run;
+            move_numbers(&now, i);
+        }
+        if (have + length > LINES_BYTES) {
             fwrite(lines, 1, have, out);
             have = 0;
         }
-        have += run_text(first, run, i, lines + have);
-        lines[have++] = '\n';
+        memcpy(lines + have, line, length);
+        have += length;
     }
     fwrite(lines, 1, have, out);
     free(lines);
