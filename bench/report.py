@@ -45,9 +45,10 @@ HEAD = ["what", "faster than qemu", "of the raw file's speed", "qcowkit", "qemu"
 def write_table(bench, path):
     version = subprocess.run([bench.qemu, "--version"], capture_output=True, text=True, check=True)
     lines = ["# Benchmark", "", f"{os.cpu_count()} cores, {version.stdout.splitlines()[0]}, "
-             f"medians of {bench.rounds} paired rounds, page cache warm, load average "
-             f"{bench.load:.0f} at the start (other work makes the ratios less sure and the times "
-             "longer). Times are per operation (us) or for the whole command (ms).", "", "| " + " | ".join(HEAD) + " |",
+             f"medians of {bench.rounds} paired rounds, page cache warm where a row does not say "
+             f"cold, load average {bench.load:.0f} at the start (other work makes the ratios less "
+             "sure and the times longer). Times are per operation (us) or for the whole command "
+             "(ms).", "", "| " + " | ".join(HEAD) + " |",
              "|---|" + "---:|" * (len(HEAD) - 1)]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in bench.rows]
     lines += [""] + [f"- {note}" for note in bench.notes]
