@@ -303,6 +303,8 @@ void progress_write(struct check *c, uint64_t done, uint64_t total);
 /* Clusters of [off, off + bytes). False when the range ends a cluster or more past the file's end
  * (an image may end inside its last cluster). */
 bool range_span(const struct check *c, uint64_t off, uint64_t bytes, struct refmap_span *span);
+/* The end of the hole at `off`, or of the data there; `end` at most. MT-safe. */
+uint64_t extent_end(const struct check *c, uint64_t off, uint64_t end, bool *hole);
 /* Counts a reference to a range that is known to lie in the file. */
 /* An entry that stays as it is names a range behind the file's end: nothing new is put there. */
 void outside_named(struct check *c, uint64_t off, uint64_t bytes);
@@ -405,8 +407,6 @@ enum compression_type compression_of(const struct check *c, const uint8_t *strea
  * tables being known. */
 struct l1_search;
 int l1_search(struct check *c, struct qk_error *err);
-/* The end of the hole at `off`, or of the data there; `end` at most. MT-safe. */
-uint64_t extent_end(const struct check *c, uint64_t off, uint64_t end, bool *hole);
 
 /* ---- orphans.c ---- */
 

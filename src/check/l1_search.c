@@ -122,16 +122,6 @@ static void cluster_look(struct check *c, uint64_t cluster, uint8_t *buf)
     note_fit(s, c, cluster, first + rest, any);
 }
 
-uint64_t extent_end(const struct check *c, uint64_t off, uint64_t end, bool *hole)
-{
-    struct qk_extent e;
-    *hole = false;
-    if (io_status(c->file, off, end - off, 0, &e, NULL) < 0 || !e.len)
-        return end;
-    *hole = !(e.flags & QK_EXTENT_DATA) && (e.flags & QK_EXTENT_ZERO);
-    return off + e.len;
-}
-
 static int item_look(struct check *c, uint64_t item, void *scratch, struct qk_error *err)
 {
     uint64_t used[ITEM_CLUSTERS / 64], first = item * ITEM_CLUSTERS, known = 0;

@@ -156,3 +156,13 @@ int uncover_ranges(struct check *c, struct u64_vec *ranges, struct qk_error *err
     const struct sweep drop_only = {.ranges = ranges, .drop = true};
     return each_piece(c, &drop_only, c->g->cluster_bytes, err);
 }
+
+uint64_t extent_end(const struct check *c, uint64_t off, uint64_t end, bool *hole)
+{
+    struct qk_extent e;
+    *hole = false;
+    if (io_status(c->file, off, end - off, 0, &e, NULL) < 0 || !e.len)
+        return end;
+    *hole = !(e.flags & QK_EXTENT_DATA) && (e.flags & QK_EXTENT_ZERO);
+    return off + e.len;
+}

@@ -161,6 +161,7 @@ static int commit_saving(struct check *c, struct qk_io *file, struct qk_io *log,
         c->result->undo_saved = true;
         ret = stage_commit(c->stage, file, err);
     }
+    /* A log that the caller keeps serves for the states on the way, too. */
     if (ret == 0 && !c->undo_log)
         undo_done(undo);
     io_close(undo, NULL);
