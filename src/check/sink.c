@@ -238,12 +238,15 @@ static void tell_all(const struct sink *s, const struct told_run *r)
     }
 }
 
+/* What waits has no users, whoever uses the cluster that is looked at by now. */
 void sink_flush(struct sink *s)
 {
-    uint64_t count = s->waiting.count;
-    if (count)
+    const unsigned users = s->user_count;
+    s->user_count = 0;
+    if (s->waiting.count)
         tell_all(s, &s->waiting);
     s->waiting.count = 0;
+    s->user_count = users;
 }
 
 void sink_tell(struct sink *s, const struct finding *f, bool repaired, const struct sink_run *run,
