@@ -135,11 +135,19 @@ static uint64_t batch_blocks(const struct check *c)
 
 static void unreadable(struct check *c, uint64_t b)
 {
-    LOCK_SCOPE(&c->lock);
     c->blocks[b] = BLOCK_BAD | BLOCK_COUNTED;
     const struct finding f = {PROBLEM_REFBLOCK_UNREADABLE, c->reftable.ptr[b], QK_OFFSET_NONE, 0,
                               0};
     sink_found(&c->sink, &f, b, c->reftable.ptr[b]);
+}
+
+/* In order, and not in that in which the threads met them. */
+static void report_unreadable(struct check *c)
+{
+    for (uint64_t b = 0; b < c->reftable.len; b++) {
+        if (c->blocks[b] & BLOCK_UNREAD)
+            unreadable(c, b);
+    }
 }
 
 /* By what the table says, and not by the states, which other threads are at. */
@@ -180,7 +188,7 @@ static int compare_batch(struct check *c, uint64_t item, void *scratch, struct q
         l.bytes = state == BLOCK_GOOD ? scratch : NULL;
         if (state == BLOCK_GOOD &&
             io_read(c->file, c->reftable.ptr[b], scratch, c->g->cluster_bytes, NULL) < 0) {
-            unreadable(c, b);
+            c->blocks[b] = BLOCK_BAD | BLOCK_COUNTED | BLOCK_UNREAD;
             state = BLOCK_BAD;
         }
         if (state != BLOCK_BAD)
@@ -375,6 +383,7 @@ int compare_run(struct check *c, struct qk_error *err)
     int ret = parallel_for(c, &job, err);
     if (ret < 0)
         return ret;
+    report_unreadable(c);
     compare_tail(c);
     c->wanting = true;
     ret = c->opts->on_problem ? report_blocks(c, err) : 0;

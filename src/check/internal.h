@@ -178,6 +178,7 @@ enum block_flag {
     BLOCK_STATE = 3u, /* mask of enum block_state */
     BLOCK_MISMATCH = 1u << 2,
     BLOCK_COUNTED = 1u << 3, /* the block's cluster is counted as referenced */
+    BLOCK_UNREAD = 1u << 4,  /* could not be read, which is not reported yet */
 };
 
 struct block_cache_slot {
@@ -276,6 +277,7 @@ struct check {
     bool out_of_room;    /* found out just now */
 
     pthread_mutex_t lock; /* result counters and progress while threads run */
+    bool cancelled;
     uint64_t work_done, work_total;
     unsigned round, rounds; /* of the run, work_total each */
 };

@@ -4,6 +4,7 @@
  */
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/threads.h"
 #include "check/internal.h"
 
 #include <stdatomic.h>
@@ -68,9 +69,7 @@ int parallel_for(struct check *c, const struct parallel_job *job, struct qk_erro
     pthread_mutex_init(&pool.lock, NULL);
     pthread_t threads[MAX_THREADS];
     unsigned wanted = (unsigned)min_u64(min_u64(c->threads, MAX_THREADS), job->items);
-    unsigned started = 0;
-    while (started + 1 < wanted && !pthread_create(&threads[started], NULL, worker, &pool))
-        started++;
+    unsigned started = threads_start(threads, wanted - 1, worker, &pool);
     worker(&pool);
     for (unsigned i = 0; i < started; i++)
         pthread_join(threads[i], NULL);
@@ -93,7 +92,9 @@ int progress_add(struct check *c, uint64_t done, struct qk_error *err)
 {
     LOCK_SCOPE(&c->lock);
     c->work_done = min_u64(c->work_done + done, c->work_total);
-    return report(c, c->work_done) ? qk_fail(err, -ECANCELED, "the check was cancelled") : 0;
+    if (!c->cancelled) /* who has cancelled is not asked again */
+        c->cancelled = report(c, c->work_done);
+    return c->cancelled ? qk_fail(err, -ECANCELED, "the check was cancelled") : 0;
 }
 
 void progress_write(struct check *c, uint64_t done, uint64_t total)

@@ -9,9 +9,9 @@
 #include "job/pool.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/threads.h"
 
 #include <pthread.h>
-#include <signal.h>
 #include <string.h>
 
 #define DEFAULT_MAX_THREADS 16
@@ -154,19 +154,6 @@ static unsigned thread_count(unsigned wanted)
     return cores < 1 ? 1 : (unsigned)min_u64((uint64_t)cores, DEFAULT_MAX_THREADS);
 }
 
-/* Signals are the business of the program's own threads. Returns how many threads were made. */
-static unsigned start_threads(struct pool *pool, pthread_t *threads, unsigned count)
-{
-    sigset_t all, old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    unsigned made = 0;
-    while (made < count && pthread_create(&threads[made], NULL, work, pool) == 0)
-        made++;
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return made;
-}
-
 int job_run(const struct job_plan *plan, struct qk_error *err)
 {
     struct pool pool = {
@@ -177,7 +164,7 @@ int job_run(const struct job_plan *plan, struct qk_error *err)
         .err = err,
     };
     pthread_t threads[JOB_MAX_THREADS];
-    unsigned made = start_threads(&pool, threads, thread_count(plan->threads) - 1);
+    unsigned made = threads_start(threads, thread_count(plan->threads) - 1, work, &pool);
     work(&pool);
     for (unsigned i = 0; i < made; i++)
         pthread_join(threads[i], NULL);

@@ -11,7 +11,7 @@ struct nth_io {
     int64_t left; /* operations before the one that fails */
     bool always;  /* all after it fail too */
     int code;
-    bool hit;
+    atomic_bool hit;
 };
 
 static int fault(struct qk_io *io, struct qk_error *err)

@@ -5,17 +5,18 @@
 #include "common/progress.h"
 
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <unistd.h>
 
 #define LINE_WIDTH 40 /* of the longest line, and more */
 
-static volatile sig_atomic_t asked;
+static atomic_int asked; /* by whichever thread has got the signal */
 
 static void on_signal(int number)
 {
     (void)number;
-    asked = 1;
+    atomic_store(&asked, 1);
 }
 
 /* By the time that it took so far; -1: too early to tell. */
@@ -111,9 +112,8 @@ int progress_report(void *opaque, uint64_t done, uint64_t total)
         write_json(progress, percent, done, total);
     progress->done = done;
     progress->total = total;
-    if (asked) {
+    if (atomic_exchange(&asked, 0)) {
         char left[64];
-        asked = 0;
         left_text(progress, percent, left, sizeof(left));
         fprintf(stderr, "    (%3.2f/100%%)%s\n", percent, left);
     }
