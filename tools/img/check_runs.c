@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LINES_BYTES ((size_t)64 << 10)
+#define LINES_MOST  1000u
 #define DIGITS_MOST 20u
 
 bool run_too_long(const struct qk_problem *first, const struct qk_problem_run *run)
@@ -90,8 +90,8 @@ static bool add_digits(char *digits, unsigned width, uint64_t step, bool hex)
     return !step;
 }
 
-/* Most lines differ from the one before in a digit. False: this one has to be made anew. */
-static bool next_line(const struct qk_problem_run *run, char *line)
+/* False: a number has too few digits for that, and the line is to be made anew. */
+static bool count_up(const struct qk_problem_run *run, char *line)
 {
     for (unsigned k = 0; k < run->number_count; k++) {
         const struct qk_run_number *n = &run->numbers[k];
@@ -101,25 +101,62 @@ static bool next_line(const struct qk_problem_run *run, char *line)
     return true;
 }
 
+/* Lines of one length, each counted up from the one before. */
+struct lines {
+    char *bytes; /* room for LINES_MOST */
+    size_t length;
+    uint64_t count;
+    struct qk_problem_run leap; /* from each of them to the one that is LINES_MOST behind it */
+};
+
+/* The last digits of a number, which LINES_MOST steps leave as they are, need not be looked at. */
+static void make_leap(struct lines *l, const struct qk_problem_run *now)
+{
+    l->leap = *now;
+    for (unsigned k = 0; k < now->number_count; k++) {
+        struct qk_run_number *n = &l->leap.numbers[k];
+        n->step *= LINES_MOST;
+        for (; n->width && n->step && n->step % n->base == 0; n->width--)
+            n->step /= n->base;
+    }
+}
+
+static void make_lines(struct lines *l, const struct qk_problem *first,
+                       const struct qk_problem_run *run, uint64_t i)
+{
+    struct qk_problem_run now = *run;
+    char *line = l->bytes;
+    move_numbers(&now, i);
+    l->length = run_text(first, run, i, line) + 1;
+    line[l->length - 1] = '\n';
+    for (l->count = 1; l->count < LINES_MOST && l->count < run->count - i; l->count++) {
+        memcpy(line + l->length, line, l->length);
+        line += l->length;
+        if (!count_up(&now, line))
+            break;
+    }
+    make_leap(l, &now);
+}
+
+/* The lines behind them, in their place. False: those have to be made. */
+static bool leap_lines(struct lines *l, uint64_t left)
+{
+    if (l->count < LINES_MOST || left < LINES_MOST)
+        return false;
+    for (uint64_t i = 0; i < l->count; i++) {
+        if (!count_up(&l->leap, l->bytes + i * l->length))
+            return false;
+    }
+    return true;
+}
+
 void run_write_lines(const struct qk_problem *first, const struct qk_problem_run *run, FILE *out)
 {
-    char *lines = xmalloc(LINES_BYTES), line[RUN_TEXT_BYTES + 1];
-    size_t have = 0, length = 0;
-    struct qk_problem_run now;
-    for (uint64_t i = 0; i < run->count; i++) {
-        if (!i || !next_line(&now, line)) {
-            length = run_text(first, run, i, line);
-            line[length++] = '\n';
-            now = *run;
-            move_numbers(&now, i);
-        }
-        if (have + length > LINES_BYTES) {
-            fwrite(lines, 1, have, out);
-            have = 0;
-        }
-        memcpy(lines + have, line, length);
-        have += length;
+    struct lines l = {.bytes = xmalloc(LINES_MOST * RUN_TEXT_BYTES)};
+    for (uint64_t i = 0; i < run->count; i += l.count) {
+        if (!leap_lines(&l, run->count - i))
+            make_lines(&l, first, run, i);
+        fwrite(l.bytes, l.length, l.count, out);
     }
-    fwrite(lines, 1, have, out);
-    free(lines);
+    free(l.bytes);
 }
