@@ -239,16 +239,19 @@ static struct fields fields_judge(const struct check *c)
     return f;
 }
 
+static bool refused_by(const struct check *c, enum problem_id id)
+{
+    bool allowed = problem_fixable(c->opts, id) &&
+                   (id != PROBLEM_FEATURE_UNKNOWN || c->sound_without_features);
+    return (problems[id].actions & ACT_REFUSE) && !allowed;
+}
+
 bool header_refuses(struct check *c)
 {
     struct fields f = fields_judge(c);
     bool refuses = false;
-    for (size_t i = 0; i < f.list.len; i++) {
-        enum problem_id id = f.list.ptr[i].id;
-        bool allowed = problem_fixable(c->opts, id) &&
-                       (id != PROBLEM_FEATURE_UNKNOWN || c->sound_without_features);
-        refuses |= (problems[id].actions & ACT_REFUSE) && !allowed;
-    }
+    for (size_t i = 0; i < f.list.len; i++)
+        refuses |= refused_by(c, f.list.ptr[i].id);
     field_vec_free(&f.list);
     return refuses || f.failed;
 }
@@ -302,6 +305,10 @@ int header_collect(struct check *c, struct qk_error *err)
     if (!c->rollback && !unreadable)
         judge_sizes(c);
     struct fields f = fields_judge(c);
+    for (size_t i = 0; i < f.list.len; i++) {
+        if (refused_by(c, f.list.ptr[i].id))
+            sink_refuse(&c->sink, f.list.ptr[i].id);
+    }
     for (size_t i = 0; i < f.list.len; i++)
         tell(c, &f.list.ptr[i], sink_found);
     field_vec_free(&f.list);

@@ -218,15 +218,17 @@ static void exclude(struct l1_search *s, uint64_t cluster)
     s->marks[HEAD][cluster / 64] &= ~(UINT64_C(1) << cluster % 64);
 }
 
-/* No table of another kind begins there, or lies in between: all of them but the refcount table are
- * counted by now. */
+/* No table of another kind lies there: all of them but the refcount table are counted by now. Its
+ * blocks look like L2 tables where refcounts have 64 bits. */
 static void exclude_roots(struct check *c)
 {
     for (uint64_t at = 0; (at = refmap_next(&c->refs, at, c->clusters)) != UINT64_MAX; at++)
         exclude(c->search, at);
+    uint64_t bytes = div_round_up(c->clusters, block_clusters(c)) * 8; /* that can be in use */
+    uint64_t n = min_u64(div_round_up(bytes, c->g->cluster_bytes), c->h->reftable_clusters);
     uint64_t reftable = c->h->reftable_off >> c->g->cluster_bits;
-    if (reftable < c->clusters)
-        exclude(c->search, reftable);
+    for (uint64_t i = reftable; i < c->clusters && i - reftable < n; i++)
+        exclude(c->search, i);
 }
 
 static void rows_look(struct check *c)
@@ -284,6 +286,8 @@ static void report(struct check *c)
                                   c->l1_found, c->raw.l1_off};
     const struct finding lost = {PROBLEM_L1_TABLE_LOST, HEADER_L1_OFF, QK_OFFSET_NONE, 0,
                                  c->raw.l1_off};
+    if (c->l1_found && !c->view.l1_off && !problem_fixable(c->opts, PROBLEM_L1_TABLE_MISPLACED))
+        sink_refuse(&c->sink, PROBLEM_L1_TABLE_MISPLACED);
     if (c->l1_found)
         sink_found(&c->sink, &found, c->raw.l1_off, c->l1_found);
     else if (!c->view.l1_off) /* else it is said that the table lies behind the end */

@@ -80,18 +80,42 @@ bool problem_chosen(const struct qk_check_options *opts, enum problem_id id)
     return problems[id].repair != QK_REPAIR_SAFE && problem_fixable(opts, id);
 }
 
+void sink_refuse(struct sink *s, enum problem_id id)
+{
+    /* Features that are not known go only where nothing else is wrong. */
+    bool hopeless = !choices[id] || id == PROBLEM_FEATURE_UNKNOWN;
+    if (hopeless)
+        s->refusal = REFUSED_ANYHOW;
+    else if (!s->refusal)
+        s->refusal = REFUSED_WITHOUT_HEADER;
+}
+
+/* Nothing is repaired while it is not sure what the tables mean, whatever else is allowed. */
+static unsigned refused_choices(const struct sink *s, enum problem_id id, enum qk_repair *repair)
+{
+    const bool safe = *repair == QK_REPAIR_SAFE;
+    if (s->refusal == REFUSED_ANYHOW || *repair == QK_REPAIR_NONE) {
+        *repair = QK_REPAIR_NONE;
+        return 0;
+    }
+    if (safe)
+        *repair = QK_REPAIR_ASK;
+    return QK_ALLOW_HEADER | (safe ? 0u : choices[id]);
+}
+
 /* An L1 table that lies behind the end is given up, or else named where the search has found it;
  * entries are given up beside a table that is a ruin only with it. */
 unsigned problem_choices(const struct sink *s, enum problem_id id, enum qk_repair *repair)
 {
     unsigned ruin = QK_ALLOW_ENTRIES | QK_ALLOW_L1;
     *repair = problems[id].repair;
-    if (s->seen[PROBLEM_L1_RUIN] && (choices[id] & ruin))
-        return ruin;
-    if (id != PROBLEM_L1_TABLE_OUTSIDE || !s->seen[PROBLEM_L1_TABLE_MISPLACED])
-        return choices[id];
-    *repair = QK_REPAIR_ASK;
-    return QK_ALLOW_HEADER;
+    if (id == PROBLEM_L1_TABLE_OUTSIDE && s->seen[PROBLEM_L1_TABLE_MISPLACED]) {
+        *repair = QK_REPAIR_ASK;
+        return QK_ALLOW_HEADER;
+    }
+    if (s->refusal && id != PROBLEM_FEATURE_UNKNOWN && choices[id] != QK_ALLOW_ROLLBACK)
+        return refused_choices(s, id, repair);
+    return s->seen[PROBLEM_L1_RUIN] && (choices[id] & ruin) ? ruin : choices[id];
 }
 
 static uint64_t *open_counter(struct qk_check_result *r, enum qk_severity severity)

@@ -18,7 +18,8 @@ enum problem_id {
     PROBLEM_COUNT
 };
 
-/* What a repair of a problem does; ACT_HOLD: what looks unreferenced may belong to what is lost. */
+/* What a repair of a problem does; ACT_HOLD and ACT_KEEP: what looks unreferenced may belong to what
+ * is lost. */
 enum action {
     ACT_NONE = 0,
     ACT_RAISE = 1u << 0,   /* raise refcounts in place */
@@ -32,6 +33,7 @@ enum action {
     ACT_DROP_BITMAPS = 1u << 8,
     ACT_WRITE_SNAPSHOTS = 1u << 9, /* a new table, of the entries that can be used */
     ACT_FILL = 1u << 10,           /* lengthen the file to the end of the tables that it cuts */
+    ACT_KEEP = 1u << 11,           /* free nothing that is counted; the rest may be reused */
     ACT_REFUSE = 1u << 15,         /* repair nothing: what is read may mean something else */
 };
 
@@ -75,9 +77,13 @@ struct told_run {
     struct told_step step;
 };
 
+/* What this run repairs nothing for; the other findings need the same choice, or have no repair. */
+enum refusal { REFUSED_NOT, REFUSED_WITHOUT_HEADER, REFUSED_ANYHOW };
+
 struct sink {
     const struct qk_check_options *opts;
     struct qk_check_result *result;
+    enum refusal refusal;
     uint64_t seen[PROBLEM_COUNT];
     uint64_t open[PROBLEM_COUNT]; /* seen and not repaired */
     /* Whom the next findings concern: who ends a name here calls sink_flush before. */
@@ -109,6 +115,8 @@ struct sink_run {
 void sink_found_run(struct sink *s, const struct finding *f, struct sink_run run);
 void sink_repaired_run(struct sink *s, const struct finding *f, struct sink_run run);
 void sink_declined_run(struct sink *s, const struct finding *f, struct sink_run run);
+/* This problem keeps a run from repairing anything: before the first finding that is told. */
+void sink_refuse(struct sink *s, enum problem_id id);
 /* All open findings of this problem are repaired, without a line for each. */
 void sink_settle(struct sink *s, enum problem_id id);
 void sink_settle_one(struct sink *s, enum problem_id id);
