@@ -638,12 +638,12 @@ struct qk_undo_result {
 #define QK_UNDO_RESULT_INIT QK_SIZED(struct qk_undo_result)
 
 /*
- * Gives file `name`, or what a json: name makes of a file, back the bytes and the length that it had
- * before the repair which wrote `undo_file`; also after a repair or an undo that was cut off. May be
- * repeated. -EINVAL: no undo file, or a damaged one; -EUCLEAN: it is about another image, or the
- * image was changed since the repair: then, too, nothing was written. -EACCES: the undo file cannot
- * be written to, and has to note that an undo has begun. -EAGAIN: another program uses the image.
- * MT-safe.
+ * Gives file `name`, or what a json: name makes of a file, back the bytes and the length that it
+ * had before the repair which wrote `undo_file`; also after a repair or an undo that was cut off.
+ * May be repeated. -EINVAL: no undo file, or a damaged one; -EUCLEAN: it is about another image, or
+ * the image was changed since the repair: then, too, nothing was written. -EACCES: the undo file
+ * cannot be written to, and has to note that an undo has begun. -EAGAIN: another program uses the
+ * image. MT-safe.
  */
 QK_API int qk_undo(const char *name, const char *undo_file, struct qk_undo_result *result,
                    struct qk_error *err);
