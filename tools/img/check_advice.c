@@ -53,9 +53,11 @@ static void offer_repair(const struct check_advice *a, bool *begun, bool all)
     TEXT_CLEANUP char *options =
         xprintf("-r %s%s%s%s", all ? "all" : "leaks", a->allow ? " --allow " : "",
                 a->allow ? word : "", a->undo_beside ? "" : " --undo FILE");
-    const char *why = a->plan               ? "do this; `undo` can take it back"
-                      : a->findings->needed ? "repair what needs no choice; `undo` can take it back"
-                                            : "repair it; `undo` can take that back";
+    bool part = a->findings->needed || a->findings->stuck;
+    const char *why = a->plan ? "do this; `undo` can take it back"
+                      : !all  ? "free what is leaked; `undo` can take that back"
+                      : part  ? "repair what needs no choice; `undo` can take that back"
+                              : "repair it; `undo` can take that back";
     offer(a, begun, options, why);
 }
 

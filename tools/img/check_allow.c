@@ -30,13 +30,13 @@ const struct check_choice *check_choice_at(size_t i, unsigned needed)
     return &check_choices[needed & QK_ALLOW_L1 ? lost[i] : few[i]];
 }
 
-static unsigned word_bits(const char *word, size_t len)
+static unsigned word_bits(const char *word)
 {
     for (size_t i = 0; i < CHECK_CHOICES; i++) {
-        if (strlen(check_choices[i].name) == len && !strncmp(check_choices[i].name, word, len))
+        if (!strcmp(check_choices[i].name, word))
             return check_choices[i].bit;
     }
-    return len == strlen("lossy") && !strncmp(word, "lossy", len) ? LOSSY : 0;
+    return !strcmp(word, "lossy") ? LOSSY : 0;
 }
 
 char *check_choice_count(const struct check_choice *choice, uint64_t n)
@@ -46,40 +46,57 @@ char *check_choice_count(const struct check_choice *choice, uint64_t n)
 }
 
 /* "rollback=monday" */
-static bool word_snapshot(const char *word, size_t len, char **rollback)
+static bool word_snapshot(const char *word, char **rollback)
 {
     const size_t prefix = strlen("rollback=");
-    if (len <= prefix || strncmp(word, "rollback=", prefix) != 0)
+    if (strncmp(word, "rollback=", prefix) != 0 || !word[prefix])
         return false;
     text_free(rollback);
-    *rollback = xprintf("%.*s", (int)(len - prefix), word + prefix);
+    *rollback = xstrdup(word + prefix);
     return true;
 }
 
 int check_allow_option(const struct opts *opts, int id, unsigned *allow, char **rollback)
 {
-    const char *at;
-    for (size_t n = 0; (at = opts_nth(opts, id, n)); n++) {
-        for (size_t len; *at; at += len + (at[len] == ',')) {
-            len = strcspn(at, ",");
-            unsigned bits =
-                word_snapshot(at, len, rollback) ? QK_ALLOW_ROLLBACK : word_bits(at, len);
-            if (!bits)
-                return usage_error("Unknown word in --allow: %.*s", (int)len, at);
-            *allow |= bits;
-        }
+    KEYVALS_CLEANUP struct keyvals words = {0};
+    const char *list;
+    for (size_t n = 0; (list = opts_nth(opts, id, n)); n++) {
+        if (!keyvals_add_list(&words, list))
+            return usage_error("Not a list of words for --allow: '%s'", list);
+    }
+    for (size_t i = 0; i < words.count; i++) {
+        const char *word = words.item[i];
+        unsigned bits = word_snapshot(word, rollback) ? QK_ALLOW_ROLLBACK : word_bits(word);
+        if (!bits)
+            return usage_error("Unknown word in --allow: %s", word);
+        *allow |= bits;
     }
     return -1;
+}
+
+/* A comma ends a word, and stands for one in a word when it is doubled. */
+static char *doubled_commas(const char *text)
+{
+    char *out = xmalloc(2 * strlen(text) + 1);
+    size_t n = 0;
+    for (; *text; text++) {
+        out[n++] = *text;
+        if (*text == ',')
+            out[n++] = ',';
+    }
+    out[n] = '\0';
+    return out;
 }
 
 char *check_allow_names(unsigned bits, const char *rollback)
 {
     bool lossy = (bits & LOSSY) == LOSSY;
+    TEXT_CLEANUP char *snapshot = rollback ? doubled_commas(rollback) : NULL;
     char *list = xstrdup(lossy ? "lossy" : "");
     for (size_t i = 0; i < CHECK_CHOICES; i++) {
         if (!(bits & check_choices[i].bit) || (lossy && (LOSSY & check_choices[i].bit)))
             continue;
-        const char *to = check_choices[i].bit == QK_ALLOW_ROLLBACK ? rollback : NULL;
+        const char *to = check_choices[i].bit == QK_ALLOW_ROLLBACK ? snapshot : NULL;
         char *longer = xprintf("%s%s%s%s%s", list, *list ? "," : "", check_choices[i].name,
                                to ? "=" : "", to ? to : "");
         text_free(&list);

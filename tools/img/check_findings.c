@@ -12,15 +12,21 @@
 #include <string.h>
 #include <unistd.h>
 
-/* What a repair does about it, and what it is called. */
+/* What a repair does about it, and what it is called. A note of what no repair can change has said
+ * all. */
 static void write_repair(FILE *out, const struct qk_problem *p)
 {
     TEXT_CLEANUP char *names = check_allow_names(p->allow, NULL);
+    if (p->severity == QK_SEVERITY_NONE && p->repair == QK_REPAIR_NONE)
+        return;
     fputs("    Repair: ", out);
     switch (p->repair) {
     case QK_REPAIR_SAFE:
-        fprintf(out, "`-r %s` repairs it without loss",
-                p->severity == QK_SEVERITY_LEAK ? "leaks` or `-r all" : "all");
+        fputs(p->severity == QK_SEVERITY_LEAK
+                  ? "`-r leaks` or `-r all` corrects it without loss, once nothing is damaged that "
+                    "may own the cluster"
+                  : "`-r all` repairs it without loss",
+              out);
         if (p->allow && p->user_count > 1)
             fprintf(out, "; with `--allow %s` guest clusters that share it get one each", names);
         break;
@@ -32,7 +38,7 @@ static void write_repair(FILE *out, const struct qk_problem *p)
             fprintf(out, "only `-r all --allow %s`: it is a choice, which `-r` alone never makes",
                     names);
         else
-            fputs("it needs a decision that `-r` cannot make", out);
+            fputs("nothing that `-r` can do or choose settles it as things are", out);
         break;
     case QK_REPAIR_NONE:
         fputs("it cannot be repaired in the image", out);
@@ -104,7 +110,7 @@ static void write_explained(struct check_findings *f, FILE *out, const struct qk
 
 void findings_recount(struct check_findings *f)
 {
-    f->safe_leaks = f->safe_errors = f->unreadable = f->lost_bytes = 0;
+    f->safe_leaks = f->safe_errors = f->unreadable = f->stuck = f->lost_bytes = 0;
     f->needed = f->steps = f->last_epoch = f->losses = 0;
     f->lost_things = false;
     memset(f->needing, 0, sizeof(f->needing));
@@ -126,6 +132,7 @@ static void count(struct check_findings *f, const struct qk_problem *p, uint64_t
         f->unreadable += p->severity == QK_SEVERITY_ERROR ? n : 0;
     else
         f->needed |= p->allow;
+    f->stuck += p->repair != QK_REPAIR_SAFE && !p->allow ? n : 0;
     for (size_t i = 0; i < CHECK_CHOICES && p->repair != QK_REPAIR_SAFE; i++) {
         if (!(p->allow & check_choices[i].bit))
             continue;
@@ -271,9 +278,9 @@ static void print_step(struct check_findings *f, const struct qk_plan_step *s)
         printf("  and when that is stable:\n");
     printf("  %u. %s in the %s", f->steps + 1, s->action, s->structure);
     if (s->bytes)
-        printf(": %" PRIu64 " value%s, %" PRIu64 " bytes at offset 0x%" PRIx64, s->count,
-               s->count == 1 ? "" : "s", s->bytes, s->file_off);
-    if (s->has_values && s->count == 1)
+        printf(": %" PRIu64 " value%s, %" PRIu64 " byte%s at offset 0x%" PRIx64, s->count,
+               s->count == 1 ? "" : "s", s->bytes, s->bytes == 1 ? "" : "s", s->file_off);
+    if (s->has_values && s->count == 1 && s->from != s->to)
         printf(", from 0x%" PRIx64 " to 0x%" PRIx64, s->from, s->to);
     putchar('\n');
     if (s->lost_bytes && s->lost_off != QK_OFFSET_NONE)

@@ -9,9 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-void check_json_begin(struct check_json *j, bool details)
+void check_json_begin(struct check_json *j, bool details, bool explain)
 {
-    *j = (struct check_json){.json = JSON_PRETTY(stdout), .details = details};
+    *j = (struct check_json){.json = JSON_PRETTY(stdout), .details = details, .explain = explain};
     if (details)
         json_open(&j->json, NULL, '{');
 }
@@ -131,13 +131,15 @@ static void write_run(struct json *json, const struct qk_problem *first,
 }
 
 static void write_problem(struct json *json, const struct qk_problem *p,
-                          const struct qk_problem_run *run)
+                          const struct qk_problem_run *run, bool explain)
 {
     json_open(json, NULL, '{');
     json_uint(json, "number", p->number);
     json_text(json, "name", p->name);
     json_text(json, "structure", p->structure);
     json_text(json, "text", p->text);
+    if (explain)
+        json_text(json, "explanation", p->explanation);
     json_text(json, "severity", severity_name(p->severity));
     json_text(json, "repair", repair_name(p));
     json_bool(json, "repaired", p->repaired);
@@ -168,7 +170,7 @@ void check_json_problem(struct check_json *j, const struct qk_problem *p,
     if (!j->details || j->open > 1)
         return;
     open_list(j, 1);
-    write_problem(&j->json, p, run);
+    write_problem(&j->json, p, run, j->explain);
 }
 
 static char *copied(const char *text)

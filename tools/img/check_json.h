@@ -14,10 +14,11 @@ struct check_json {
     struct json json;
     struct check_json_held *losses, **losses_end; /* not written yet */
     bool details;  /* with findings and plan; else qemu-img's fields only */
+    bool explain;  /* and with what each kind of finding means */
     unsigned open; /* how many of the lists were begun */
 };
 
-void check_json_begin(struct check_json *j, bool details);
+void check_json_begin(struct check_json *j, bool details, bool explain);
 /* One finding, or a run of them as one object with `count` and `last`; run: NULL for one. */
 void check_json_problem(struct check_json *j, const struct qk_problem *p,
                         const struct qk_problem_run *run);

@@ -492,6 +492,9 @@ static int run_check(struct check_run *run)
         check_json_failed(&run->out, err.text);
     if (ret == -ENOTSUP && !run->undo_saved) {
         report_error("This image format does not support checks");
+        if (run->own && !run->request.format && !run->request.image_opts)
+            report_error(
+                "If this is a qcow2 image whose first bytes are damaged, -f qcow2 says so");
         return STATUS_NONE;
     }
     if (ret < 0) {
@@ -543,6 +546,8 @@ static int read_options(struct check_run *run, const struct opts *opts)
         return usage_error("Expecting one image file name");
     if ((run->undo_given || run->allow) && !run->fix)
         return usage_error("--undo and --allow are about a repair: they need -r or --plan");
+    if (run->allow && !(run->fix & QK_FIX_ERRORS))
+        return usage_error("--allow is about what -r all repairs; -r leaks makes no choice");
     if (run->undo_given && run->no_undo)
         return usage_error("--undo and --no-undo contradict each other");
     run->request = image_request_from(opts);
@@ -583,7 +588,8 @@ int cmd_check(int argc, char **argv)
         return STATUS_FAILED;
     }
     if (run.json && !run.quiet) {
-        check_json_begin(&run.out, run.own || run.plan || run.findings.explain);
+        check_json_begin(&run.out, run.own || run.plan || run.findings.explain,
+                         run.findings.explain);
         run.findings.json = &run.out;
     }
     progress_begin(&run.progress, &opts, 1.0);

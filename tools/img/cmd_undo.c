@@ -19,7 +19,8 @@ static const struct cmd_text examples[] = {
 
 static const struct cmd_text statuses[] = {
     {"0", "the image is as it was before the repair (where that had changed nothing yet, too)"},
-    {"1", "nothing was changed: another image, one used since, a damaged undo file"},
+    {"1", "it is not: nothing was changed (another image, one used since, a damaged undo file), "
+          "or an error cut the undo off, which can be run again"},
     {NULL, NULL},
 };
 
