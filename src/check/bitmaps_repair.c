@@ -128,13 +128,13 @@ static int directory_write(struct check *c, uint64_t off, struct qk_error *err)
 uint64_t bitmaps_extension_place(const struct check *c)
 {
     const struct header_extension_vec *list = &image_extensions(c->img)->list;
-    uint64_t off = c->h->header_bytes;
+    uint64_t next = c->h->header_bytes, off = next;
     uint8_t head[8];
     for (size_t i = 0; i < list->len; i++) {
         const struct header_extension *e = &list->ptr[i];
         if (e->type == HEXT_BITMAPS)
-            break;
-        off += sizeof(head) + round_up(e->len, 8);
+            off = next;
+        next += sizeof(head) + round_up(e->len, 8);
     }
     if (io_read(c->file, off, head, sizeof(head), NULL) < 0 || load_be32(head) != HEXT_BITMAPS)
         return 0;

@@ -153,7 +153,10 @@ static void extension_problems(const struct check *c, struct fields *f)
     for (size_t i = 0; i < faults->len; i++) {
         const struct extension_fault *e = &faults->ptr[i];
         uint32_t off = (uint32_t)e->off;
-        if (e->known)
+        if (e->again)
+            add(f,
+                (struct field_problem){PROBLEM_EXTENSION_TWICE, off, 4, e->type, 0, TELL_VALUES});
+        else if (e->known)
             add(f, (struct field_problem){PROBLEM_EXTENSION_LENGTH, off + 4, 4, e->len,
                                           e->right_len, TELL_VALUES});
         else

@@ -149,11 +149,34 @@ static bool mend_one(size_t at, size_t end, struct header_extension *ext,
     return fault->known;
 }
 
+/* Each type shall be there once. The first one that contradicts what came before it is told. */
+struct seen_types {
+    struct header_extension last[ARRAY_SIZE(limits)];
+    bool told[ARRAY_SIZE(limits)];
+};
+
+static bool says_again(struct seen_types *seen, const struct header_extension *ext)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(limits); i++) {
+        if (limits[i].type != ext->type)
+            continue;
+        const struct header_extension before = seen->last[i];
+        bool differs = before.data && (before.len != ext->len ||
+                                       (ext->len && memcmp(before.data, ext->data, ext->len)));
+        bool tell = differs && !seen->told[i];
+        seen->last[i] = *ext;
+        seen->told[i] |= differs;
+        return tell;
+    }
+    return false;
+}
+
 int header_extensions_decode_for_check(const uint8_t *bytes, size_t start, size_t end,
                                        struct header_extensions *out,
                                        struct extension_fault_vec *faults, struct qk_error *err)
 {
     *out = (struct header_extensions){0};
+    struct seen_types seen = {0};
     bool more = true;
     for (size_t at = start; at < end && more;) {
         struct header_extension ext;
@@ -167,6 +190,9 @@ int header_extensions_decode_for_check(const uint8_t *bytes, size_t start, size_
         }
         if (ret == 0 && more)
             ret = header_extension_vec_append(&out->list, ext);
+        const struct extension_fault again = {at, ext.type, ext.len, 0, false, true};
+        if (ret == 0 && more && says_again(&seen, &ext))
+            ret = extension_fault_vec_append(faults, again);
         if (ret < 0) {
             header_extensions_free(out);
             return qk_fail_nomem(err);
@@ -184,9 +210,9 @@ void header_extensions_free(struct header_extensions *exts)
 const struct header_extension *header_extensions_find(const struct header_extensions *exts,
                                                       uint32_t type)
 {
-    for (size_t i = 0; i < exts->list.len; i++)
-        if (exts->list.ptr[i].type == type)
-            return &exts->list.ptr[i];
+    for (size_t i = exts->list.len; i > 0; i--)
+        if (exts->list.ptr[i - 1].type == type)
+            return &exts->list.ptr[i - 1];
     return NULL;
 }
 

@@ -156,13 +156,14 @@ struct extension_fault {
     uint32_t type, len; /* as found */
     uint32_t right_len; /* with `known` */
     bool known;
+    bool again; /* its type was there before, and said something else */
 };
 DEFINE_VECTOR(extension_fault_vec, struct extension_fault)
 /* The same for a check: what can be told apart, and what is wrong with the rest. -ENOMEM. */
 int header_extensions_decode_for_check(const uint8_t *bytes, size_t start, size_t end,
                                        struct header_extensions *out,
                                        struct extension_fault_vec *faults, struct qk_error *err);
-/* NULL when there is none */
+/* The last one of a type: what QEMU believes, too. NULL when there is none. */
 const struct header_extension *header_extensions_find(const struct header_extensions *exts,
                                                       uint32_t type);
 

@@ -7,7 +7,7 @@ import typing
 
 import harness as h
 from image import (COMPRESSED, COMPRESSION, COPIED, DATA_FILE, EXT_BITMAPS, EXT_CRYPTO, EXT_DATA_FILE,
-                   EXTENDED_L2, OFFSET_MASK, ZERO)
+                   EXT_FEATURE_NAMES, EXTENDED_L2, OFFSET_MASK, ZERO)
 
 CLEAN, STAYS = "clean", "stays"
 KEPT = "kept"  # all is repaired, but what looks leaked may belong to what is damaged
@@ -647,6 +647,17 @@ def bitmaps_extension_too_short(image):
 @case([103], CLEAN, "bitmaps")
 def bitmaps_extension_reserved(image):
     image.put(image.extension(EXT_BITMAPS)[0] + 4, 7, 4)
+
+
+@case([105], STAYS, BITMAPS, clusters=h.LARGE)
+def bitmaps_extension_twice(image):
+    """In the first bytes of the feature names, which come before it; another extension takes the rest."""
+    names, length = image.extension(EXT_FEATURE_NAMES)
+    true, _ = image.extension(EXT_BITMAPS)
+    other = image.read(true, 16) + (image.bitmap_directory() + image.cluster).to_bytes(8, "big")
+    image.write(names - 8, EXT_BITMAPS.to_bytes(4, "big") + len(other).to_bytes(4, "big") + other)
+    image.put(names + 24, 0x11111111, 4)
+    image.put(names + 28, length - 32, 4)
 
 
 @case([102], STAYS, ("snapshots", "extended", "plain"), touched=ALL_TOUCHED)
