@@ -66,6 +66,13 @@ summary() {
     exit
 }
 
+# on_terminal TEXT COMMAND...: as check, for a command that imports terminal.py; skipped where there
+# can be no terminal, and $no_terminal says why
+on_terminal() {
+    no_terminal=$(python3 "$tests_dir/terminal.py")
+    if [ -n "$no_terminal" ]; then skip "$1: $no_terminal"; else PYTHONPATH=$tests_dir check "$@"; fi
+}
+
 need() { # need TOOL...: the script is skipped as a whole when one is missing
     local tool
     for tool; do

@@ -23,7 +23,8 @@ const struct check_choice *check_choice_at(size_t i, unsigned needed);
  * -1 to go on, or the exit status of a wrong one. */
 int check_allow_option(const struct opts *opts, int id, unsigned *allow, char **rollback);
 
-/* "entries,rollback=monday", a comma of the name doubled as the option takes it; rollback: the snapshot, or NULL. To be freed. */
+/* "entries,rollback=monday", a comma of the name doubled as the option takes it; rollback: the
+ * snapshot, or NULL. To be freed. */
 char *check_allow_names(unsigned bits, const char *rollback);
 /* "2 findings", or what else is there for the choice to be made; to be freed. */
 char *check_choice_count(const struct check_choice *choice, uint64_t n);

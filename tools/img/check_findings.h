@@ -26,7 +26,7 @@ struct check_findings {
     struct progress *progress; /* its line makes room for what is printed; or NULL */
     /* What was found and not repaired: without a choice, with which choices, or in no way. */
     uint64_t safe_leaks, safe_errors, unreadable, stuck; /* stuck: in no way, unreadable or not */
-    unsigned needed; /* of enum qk_allow */
+    unsigned needed;                                     /* of enum qk_allow */
     uint64_t needing[CHECK_CHOICES];
     unsigned together[CHECK_CHOICES]; /* the choices that all of these need, this one included */
     bool explained[MAX_EXPLAINED];
