@@ -5,6 +5,7 @@
  * by one thread, and needs no lock for each byte: there may be millions of items.
  */
 #include "common/rows.h"
+#include "common/units.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -117,13 +118,9 @@ void json_text(struct json *json, const char *key, const char *value)
 
 void json_uint(struct json *json, const char *key, uint64_t value)
 {
+    char digits[DIGITS_MOST];
     start_item(json, key);
-    char digits[20];
-    size_t n = sizeof(digits);
-    do
-        digits[--n] = (char)('0' + value % 10);
-    while (value /= 10);
-    fwrite_unlocked(digits + n, 1, sizeof(digits) - n, json->out);
+    fwrite_unlocked(digits, 1, put_digits(digits, value, 10), json->out);
 }
 
 void json_int(struct json *json, const char *key, int64_t value)

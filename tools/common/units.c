@@ -58,3 +58,16 @@ int number_parse(const char *noun, const char *text, uint64_t min, uint64_t max,
     *out = value;
     return 0;
 }
+
+size_t put_digits(char *out, uint64_t value, unsigned base)
+{
+    char digits[DIGITS_MOST];
+    size_t n = 0;
+    do {
+        digits[n++] = "0123456789abcdef"[base == 16 ? value % 16 : value % 10];
+        value = base == 16 ? value / 16 : value / 10;
+    } while (value);
+    for (size_t i = 0; i < n; i++)
+        out[i] = digits[n - 1 - i];
+    return n;
+}

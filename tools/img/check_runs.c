@@ -4,29 +4,16 @@
  */
 #include "img/check_runs.h"
 #include "common/report.h"
+#include "common/units.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#define LINES_MOST  1000u
-#define DIGITS_MOST 20u
+#define LINES_MOST 1000u
 
 bool run_too_long(const struct qk_problem *first, const struct qk_problem_run *run)
 {
     return strlen(first->text) + (size_t)run->number_count * DIGITS_MOST + 2 > RUN_TEXT_BYTES;
-}
-
-static unsigned put_digits(char *out, uint64_t value, bool hex)
-{
-    char digits[DIGITS_MOST];
-    unsigned n = 0;
-    do {
-        digits[n++] = "0123456789abcdef"[hex ? value % 16 : value % 10];
-        value = hex ? value / 16 : value / 10;
-    } while (value);
-    for (unsigned i = 0; i < n; i++)
-        out[i] = digits[n - 1 - i];
-    return n;
 }
 
 size_t run_text(const struct qk_problem *first, const struct qk_problem_run *run, uint64_t i,
@@ -37,7 +24,7 @@ size_t run_text(const struct qk_problem *first, const struct qk_problem_run *run
         const struct qk_run_number *number = &run->numbers[k];
         memcpy(text + n, first->text + from, number->at - from);
         n += number->at - from;
-        n += put_digits(text + n, number->value + i * number->step, number->base == 16);
+        n += put_digits(text + n, number->value + i * number->step, number->base);
         from = number->at + number->width;
     }
     size_t rest = strlen(first->text + from);
@@ -55,7 +42,7 @@ static void move_numbers(struct qk_problem_run *run, uint64_t i)
         unsigned old = number->width;
         number->at += moved;
         number->value += i * number->step;
-        number->width = put_digits(digits, number->value, number->base == 16);
+        number->width = (unsigned)put_digits(digits, number->value, number->base);
         moved += number->width - old;
     }
 }
