@@ -13,7 +13,7 @@ static unsigned wanted_actions(const struct check *c)
         if (!c->sink.seen[id])
             continue;
         if (problem_fixable(c->opts, (enum problem_id)id))
-            actions |= problems[id].actions & ~(unsigned)ACT_HOLD;
+            actions |= problems[id].actions & ~(unsigned)(ACT_HOLD | ACT_KEEP);
         else
             actions |= problems[id].actions & ACT_HOLD;
     }
@@ -82,9 +82,52 @@ static bool tables_hold(const struct check *c)
     return tables_wrong(c) && !c->rollback && !(c->opts->allow & QK_ALLOW_ENTRIES);
 }
 
+/* What lies behind the end of a cut file is what its entries name, and no leak. */
+static bool cut_explains(const struct check *c)
+{
+    return c->cut.sure || c->cut.reach <= c->cut.counted << c->g->cluster_bits;
+}
+
+/* Entries with this problem lead nowhere, or where they cannot mean; a cluster that looks leaked
+ * may be what they named. Not with an external data file, which has them, nor in the run that goes
+ * back: what looks leaked then is what the damaged tables named. */
+static bool entries_astray(const struct check *c, enum problem_id id)
+{
+    return c->sink.seen[id] && (problems[id].actions & ACT_KEEP) && !c->data_file && !c->rollback &&
+           !(id == PROBLEM_L2_OUTSIDE && cut_explains(c));
+}
+
+/* An entry that names a table is cleared by neither word, and what it named is given up by both. */
+static bool entries_given_up(const struct check *c, enum problem_id id)
+{
+    return problem_fixable(c->opts, id) ||
+           (id == PROBLEM_METADATA_SHARED && problem_fixable(c->opts, PROBLEM_L2_OUTSIDE));
+}
+
+static bool entries_keep(const struct check *c)
+{
+    for (unsigned id = 0; id < PROBLEM_COUNT; id++) {
+        if (entries_astray(c, (enum problem_id)id) && !entries_given_up(c, (enum problem_id)id))
+            return true;
+    }
+    return false;
+}
+
+/* What this run gives up is not overwritten in it. */
+static bool spare_given_up(const struct check *c)
+{
+    bool spare = false, room = file_can_grow(c) && !c->no_growth;
+    for (unsigned id = 0; id < PROBLEM_COUNT; id++) {
+        spare |= c->sink.seen[id] && (problems[id].actions & ACT_HOLD);
+        spare |= room && entries_astray(c, (enum problem_id)id) &&
+                 entries_given_up(c, (enum problem_id)id);
+    }
+    return spare;
+}
+
 static void keep_leaks(struct check *c)
 {
-    c->actions &= ~(unsigned)ACT_LOWER;
+    c->actions = (c->actions & ~(unsigned)ACT_LOWER) | ACT_HOLD;
     c->result->leaks_kept = true;
     if (c->sink.seen[PROBLEM_REFCOUNT_HIGH])
         sink_message(&c->sink, "Leaked clusters are kept: they may belong to what is damaged");
@@ -92,10 +135,10 @@ static void keep_leaks(struct check *c)
 
 int plan_decide(struct check *c, struct qk_error *err)
 {
+    bool keep = entries_keep(c);
     c->actions = wanted_actions(c);
-    for (unsigned id = 0; id < PROBLEM_COUNT; id++)
-        c->spare |= c->sink.seen[id] && (problems[id].actions & ACT_HOLD);
-    c->result->leaks_kept = c->actions & ACT_HOLD;
+    c->spare |= spare_given_up(c);
+    c->result->leaks_kept = keep || (c->actions & ACT_HOLD);
     if (!c->opts->fix)
         return 0;
     if (rebuild_needed(c) && !(c->opts->fix & QK_FIX_ERRORS)) {
@@ -109,11 +152,12 @@ int plan_decide(struct check *c, struct qk_error *err)
         c->actions = (c->actions & ~(unsigned)ACT_FILL) | ACT_HOLD;
     if (tables_hold(c) || (meaning_chosen(c) && c->sink.seen[PROBLEM_REFCOUNT_HIGH]))
         c->actions |= ACT_HOLD;
-    if (!(c->actions & ACT_HOLD))
-        return 0;
-    keep_leaks(c);
+    bool hold = c->actions & ACT_HOLD;
+    if (hold || keep)
+        keep_leaks(c);
     /* Refcounts of zero where there are references show that the others tell nothing either. */
-    if ((c->actions & ACT_REBUILD) && (blocks_unknown(c) || c->sink.seen[PROBLEM_REFCOUNT_ZERO])) {
+    bool unknown = blocks_unknown(c) || c->sink.seen[PROBLEM_REFCOUNT_ZERO];
+    if (hold && (c->actions & ACT_REBUILD) && unknown) {
         c->actions = (c->actions & ~(unsigned)ACT_REBUILD) | ACT_RAISE;
         sink_message(&c->sink, "The refcount structure is not rebuilt: what is damaged may own "
                                "clusters that look free");

@@ -18,8 +18,8 @@ enum problem_id {
     PROBLEM_COUNT
 };
 
-/* What a repair of a problem does; ACT_HOLD and ACT_KEEP: what looks unreferenced may belong to what
- * is lost. */
+/* What a repair of a problem does; with ACT_HOLD and ACT_KEEP what looks unreferenced may belong to
+ * what is lost. */
 enum action {
     ACT_NONE = 0,
     ACT_RAISE = 1u << 0,   /* raise refcounts in place */
