@@ -36,9 +36,9 @@ static void l1_announce(struct check *c, const struct finding *f, uint64_t index
     uint64_t args[2] = {l1_entry_host(f->found), c->g->cluster_bytes};
     if (f->id == PROBLEM_L1_RESERVED)
         args[0] = f->found;
-    if (f->id == PROBLEM_L1_STRAY) {
+    if (f->id == PROBLEM_L1_STRAY || f->id == PROBLEM_L1_TABLE_TWICE) {
+        args[1] = f->id == PROBLEM_L1_STRAY ? f->found : args[0];
         args[0] = index;
-        args[1] = f->found;
     }
     if (repaired)
         sink_repaired(&c->sink, f, args[0], args[1]);
@@ -49,10 +49,10 @@ static void l1_announce(struct check *c, const struct finding *f, uint64_t index
 static int l1_word_edit(struct check *c, uint64_t off, uint64_t raw, uint64_t users,
                         struct qk_error *err)
 {
-    struct l1_verdict v = l1_judge(c, raw);
     uint64_t index = (off - c->h->l1_off) / 8,
              each = (uint64_t)c->g->l2_entries << c->g->cluster_bits;
     bool active = off >= c->h->l1_off && index < c->l1_entries, gone;
+    struct l1_verdict v = active ? l1_judge_active(c, index, raw) : l1_judge(c, raw);
     uint64_t new = l1_edited(c, raw, &v, &gone), lost = each;
     if (new == raw)
         return 0;

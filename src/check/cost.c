@@ -143,13 +143,15 @@ static void emit_table(struct cost *k, uint64_t cluster, uint64_t index)
     }
 }
 
+/* With an external data file there are no snapshots, so all L1 entries are active ones. */
 static void emit_word(struct cost *k, uint64_t raw, uint64_t index)
 {
     uint64_t off = l1_entry_host(raw);
     if (!off)
         return;
-    struct l1_verdict v = l1_judge(k->c, raw);
-    if (v.usable)
+    struct l1_verdict v = l1_judge_active(k->c, index, raw);
+    bool another = v.problem_count && v.problems[v.problem_count - 1] == PROBLEM_L1_TABLE_TWICE;
+    if (v.usable && !another)
         emit_table(k, off >> k->c->g->cluster_bits, index);
     else
         emit(&k->ranges, index * k->each, k->each);
@@ -242,8 +244,8 @@ static bool any(const struct check *c)
     return c->lost_runs.len || seen[PROBLEM_L1_UNALIGNED] || seen[PROBLEM_L1_OUTSIDE] ||
            seen[PROBLEM_L1_UNREADABLE] || seen[PROBLEM_L1_TABLE_OUTSIDE] ||
            seen[PROBLEM_L1_TABLE_LOST] || seen[PROBLEM_L1_TABLE_MISPLACED] ||
-           seen[PROBLEM_L1_CUT] || seen[PROBLEM_SNAPSHOT_L1_OUTSIDE] || c->snapshot_gone.len ||
-           all_lost(c);
+           seen[PROBLEM_L1_CUT] || seen[PROBLEM_L1_TABLE_TWICE] ||
+           seen[PROBLEM_SNAPSHOT_L1_OUTSIDE] || c->snapshot_gone.len || all_lost(c);
 }
 
 int cost_tell(struct check *c, struct qk_error *err)

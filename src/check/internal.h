@@ -57,8 +57,9 @@ enum l2_flag {
     L2_SUSPECT = 1u << 2, /* COPIED flags need a look (data file only) */
     L2_REPORTED = 1u << 3,
     L2_COPIED_DONE = 1u << 4,
-    L2_TAIL = 1u << 7, /* names the cluster that the end of the file lies in */
-    L2_HURT = 1u << 5, /* some of its problems are not repaired without loss or choice */
+    L2_ONE_PLACE = 1u << 6, /* fits one of the active L1 entries that name it: twice.c */
+    L2_TAIL = 1u << 7,      /* names the cluster that the end of the file lies in */
+    L2_HURT = 1u << 5,      /* some of its problems are not repaired without loss or choice */
 };
 
 /* One distinct L2 table, however many L1 entries name it. */
@@ -66,7 +67,7 @@ struct l2_table {
     uint64_t cluster;
     uint64_t refs;     /* L1 entries that name it, of all L1 tables */
     uint32_t active;   /* of those, in the active L1 */
-    uint32_t first_l1; /* lowest index in the active L1; UINT32_MAX: none */
+    uint32_t first_l1; /* index in the active L1: lowest, or of L2_ONE_PLACE; UINT32_MAX: none */
     uint8_t flags;     /* enum l2_flag */
     uint16_t snapshot; /* one that has it, and where in its L1; see struct owner */
     uint32_t snapshot_l1;
@@ -465,8 +466,16 @@ struct l1_verdict {
     enum problem_id problems[2];
 };
 struct l1_verdict l1_judge(const struct check *c, uint64_t raw);
+/* The same, of an entry of the active table. */
+struct l1_verdict l1_judge_active(const struct check *c, uint64_t index, uint64_t raw);
 /* Reports L1 entries and, in their order, the L2 tables that the walk has marked. */
 int roots_report(struct check *c, struct qk_error *err);
+
+/* ---- twice.c ---- */
+
+/* With an external data file: of each L2 table that several active L1 entries name, which one of
+ * them its entries fit. Relies on the tables being known. */
+int twice_named(struct check *c, struct qk_error *err);
 
 /* ---- walk.c ---- */
 

@@ -34,11 +34,21 @@ struct l1_verdict l1_judge(const struct check *c, uint64_t raw)
     return v;
 }
 
-static void l1_report(struct check *c, uint64_t raw, uint64_t index, uint64_t file_off)
+struct l1_verdict l1_judge_active(const struct check *c, uint64_t index, uint64_t raw)
 {
     struct l1_verdict v = l1_judge(c, raw);
+    const struct l2_table *t =
+        v.usable && c->data_file ? table_find(c, l1_entry_host(raw) >> c->g->cluster_bits) : NULL;
+    if (t && (t->flags & L2_ONE_PLACE) && t->first_l1 != index)
+        v.problems[v.problem_count++] = PROBLEM_L1_TABLE_TWICE;
+    return v;
+}
+
+static void l1_report(struct check *c, uint64_t raw, uint64_t index, uint64_t file_off)
+{
     uint64_t guest = QK_OFFSET_NONE;
     bool active = range_within(file_off - c->h->l1_off, 8, (uint64_t)c->l1_entries * 8);
+    struct l1_verdict v = active ? l1_judge_active(c, index, raw) : l1_judge(c, raw);
     if (index != QK_OFFSET_NONE)
         guest = index << (c->g->l2_bits + c->g->cluster_bits);
     for (unsigned i = 0; i < v.problem_count; i++) {
@@ -48,6 +58,8 @@ static void l1_report(struct check *c, uint64_t raw, uint64_t index, uint64_t fi
             sink_found(&c->sink, &f, raw);
         else if (f.id == PROBLEM_L1_STRAY)
             sink_found(&c->sink, &f, index == QK_OFFSET_NONE ? 0 : index, raw);
+        else if (f.id == PROBLEM_L1_TABLE_TWICE)
+            sink_found(&c->sink, &f, index, off);
         else
             sink_found(&c->sink, &f, off, (uint64_t)c->g->cluster_bytes);
         c->guest_changes |= active && problem_chosen(c->opts, f.id);
@@ -261,7 +273,7 @@ int roots_collect(struct check *c, struct qk_error *err)
             return ret;
     }
     tables_compact(&c->tables);
-    return 0;
+    return twice_named(c, err);
 }
 
 static int report_table_of(struct check *c, uint64_t raw, struct qk_error *err)

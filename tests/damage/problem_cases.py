@@ -408,6 +408,19 @@ def subcluster_of_no_cluster(image):
     image.set_bitmap(11, 0xFF)
 
 
+@case([2, 48], STAYS, h.DATA_FILE_KINDS, clusters=(512,), widths=h.SHARING)
+def table_of_another_entry(image):
+    """Only small clusters have an L1 table of several entries."""
+    image.set_l1(5, image.l1(0) & ~COPIED)
+
+
+@case([2, 48], STAYS, "data_file", clusters=(512,), widths=h.SHARING)
+def table_of_a_later_entry(image):
+    """The entries fit the second of those that name the table."""
+    h.oracle("qemu-io", "-c", f"write -q {5 * image.l2_entries * image.cluster} 512", image.name)
+    image.set_l1(2, image.l1(5))
+
+
 # ---- snapshots ----
 
 @case([22, 50], STAYS, h.SNAPSHOT_KINDS, touched=ALL_TOUCHED)
