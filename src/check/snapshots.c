@@ -68,7 +68,7 @@ static void entry_lost(struct check *c, const struct entry_names *n)
 {
     char text[64];
     snprintf(text, sizeof(text), "%.20s (%.40s)", n->id, n->name);
-    lost_note(&c->lost_snapshots, text);
+    lost_note(&c->lost_snapshots, n->id[0] || n->name[0] ? text : "without id or name");
 }
 
 static void entry_damaged(struct check *c, const struct snapshot_entry *e, enum problem_id id)
