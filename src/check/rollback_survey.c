@@ -138,7 +138,7 @@ static bool active_damaged(const struct check *c)
     if (seen[PROBLEM_L1_TABLE_MISPLACED] && (c->opts->allow & QK_ALLOW_HEADER))
         return false;
     if (seen[PROBLEM_L1_TABLE_OUTSIDE] || seen[PROBLEM_L1_TABLE_MISPLACED] ||
-        seen[PROBLEM_L1_TABLE_LOST] || seen[PROBLEM_L1_RUIN])
+        seen[PROBLEM_L1_TABLE_LOST] || seen[PROBLEM_L1_RUIN] || seen[PROBLEM_L1_OF_SNAPSHOT])
         return true;
     if (seen[PROBLEM_L1_UNREADABLE] && c->h->l1_entries && !c->l1_entries)
         return true;
@@ -173,6 +173,14 @@ static bool words_sound(struct check *c, const uint64_t *words, size_t n)
     return true;
 }
 
+/* The disk itself may have that table, which it then leaves. */
+static bool l1_cluster_sound(const struct check *c, const struct rollback *r, uint64_t cluster)
+{
+    uint64_t active = c->h->l1_off == r->l1_off ? (uint64_t)c->l1_entries * 8 : 0;
+    bool both = (cluster << c->g->cluster_bits) - r->l1_off < active;
+    return refmap_count(&c->refs, cluster) == 1u + both || refmap_marks(&c->refs, cluster);
+}
+
 static const char *l1_fault(struct check *c, const struct rollback *r)
 {
     uint64_t words[L1_CHUNK], bytes = (uint64_t)r->l1_entries * 8;
@@ -180,7 +188,7 @@ static const char *l1_fault(struct check *c, const struct rollback *r)
     if (!range_span(c, r->l1_off, bytes, &span) || cut_through(c, r->l1_off, bytes))
         return "its L1 table reaches past the end of the file";
     for (uint64_t i = 0; i < span.count; i++) {
-        if (refmap_count(&c->refs, span.first + i) != 1 && !refmap_marks(&c->refs, span.first + i))
+        if (!l1_cluster_sound(c, r, span.first + i))
             return "something else lies in its L1 table";
     }
     for (uint64_t at = 0; at < bytes; at += sizeof(words)) {

@@ -30,8 +30,18 @@ static void tell_range(struct check *c, uint64_t off, uint64_t bytes, const char
         tell(c, span.first + i, what, 1);
 }
 
+/* The disk's L1 table is written in place, whatever its refcount, and so the snapshot's. */
+static void tell_snapshot_table(struct check *c)
+{
+    const struct finding f = {PROBLEM_L1_OF_SNAPSHOT, HEADER_L1_OFF, QK_OFFSET_NONE, 0,
+                              c->h->l1_off};
+    if (!c->rollback && !c->wanting && c->l1_entries && in_snapshot_l1(c, c->h->l1_off))
+        sink_found(&c->sink, &f, c->h->l1_off);
+}
+
 void shared_report(struct check *c)
 {
+    tell_snapshot_table(c);
     tell_range(c, 0, c->g->cluster_bytes, "header");
     tell_range(c, c->h->l1_off, (uint64_t)c->l1_entries * 8, "active L1 table");
     tell_range(c, c->h->reftable_off, c->reftable.len * 8, "refcount table");

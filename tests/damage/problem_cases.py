@@ -662,6 +662,11 @@ def bitmaps_extension_reserved(image):
     image.put(image.extension(EXT_BITMAPS)[0] + 4, 7, 4)
 
 
+@case([106], STAYS, h.SNAPSHOT_KINDS, touched=ALL_TOUCHED)
+def l1_table_of_a_snapshot(image):
+    image.set_field("l1_off", image.number(next(image.snapshots())))
+
+
 @case([105], STAYS, BITMAPS, clusters=h.LARGE)
 def bitmaps_extension_twice(image):
     """In the first bytes of the feature names, which come before it; another extension takes the rest."""
