@@ -484,8 +484,20 @@ QK_API int qk_disk_amend(struct qk_disk *disk, const char *const *options,
 
 /* ---- check and repair ------------------------------------------------------------------- */
 
-enum qk_severity { QK_SEVERITY_NONE, QK_SEVERITY_LEAK, QK_SEVERITY_CORRUPTION, QK_SEVERITY_ERROR };
-enum qk_repair { QK_REPAIR_NONE, QK_REPAIR_SAFE, QK_REPAIR_LOSSY, QK_REPAIR_ASK };
+enum qk_severity {
+    QK_SEVERITY_NONE, /* a note: counted nowhere */
+    QK_SEVERITY_LEAK, /* space is wasted */
+    QK_SEVERITY_CORRUPTION,
+    QK_SEVERITY_ERROR, /* it could not be read: there may be more damage */
+};
+
+/* What `fix` does about a finding. */
+enum qk_repair {
+    QK_REPAIR_NONE,  /* nothing */
+    QK_REPAIR_SAFE,  /* repairs it, and no data is lost */
+    QK_REPAIR_LOSSY, /* gives up what is damaged, where `allow` has it */
+    QK_REPAIR_ASK,   /* decides between several ways, where `allow` has it */
+};
 
 /* One of those who name a cluster. */
 struct qk_cluster_user {
@@ -497,14 +509,15 @@ struct qk_cluster_user {
 };
 #define QK_USERS_LISTED 8u
 
-/* One finding. Strings are valid during the callback only, but for name and structure. */
+/* One finding. Name, structure and explanation are static; all else is valid during the callback.
+ */
 struct qk_problem {
     size_t struct_size;
     uint32_t number;         /* stable, never reused: see `qcowkit check --explain` */
     const char *name;        /* e.g. "refcount-too-low" */
     const char *structure;   /* e.g. "refcount block" */
     const char *text;        /* one line, as qemu-img prints it where qemu-img knows the problem */
-    const char *explanation; /* one sentence: what it means */
+    const char *explanation; /* what it means, in a sentence or a few; of each kind the same */
     enum qk_severity severity;
     enum qk_repair repair;    /* of this finding in this image; a kind may have another elsewhere */
     bool repaired;            /* this run has repaired it */
@@ -624,8 +637,14 @@ struct qk_check_result {
 #define QK_CHECK_RESULT_INIT QK_SIZED(struct qk_check_result)
 
 /* Looks for damage in the top image of `disk` (opened with QK_OPEN_CHECK) and repairs what
- * opts->fix asks for. -ENOTSUP when the format has no check. A finding is no error: the call
- * returns 0 when it got to the end. Exclusive. */
+ * opts->fix asks for; opts may be NULL. Its callbacks come from one thread at a time, and make no
+ * calls on `disk`. A finding is no error: the call returns 0 when it got to the end, and
+ * result->check_errors counts what it could not read. Memory: 16 MiB and 8 MiB for each TiB of
+ * 64 KiB clusters, 12 MiB more for a repair. -ENOTSUP: the format has no check; -EROFS: `fix`, and
+ * the disk was not opened for writing; -EEXIST: opts->undo_file is there; -EIO: also
+ * QK_FIX_LEAKS alone where refcounts have to be rebuilt; -ENOSPC, -ECANCELED; those of
+ * opts->rollback. A repair that fails before its first write has changed nothing; one that fails
+ * later can be repeated, or taken back with qk_undo. Exclusive. */
 QK_API int qk_disk_check(struct qk_disk *disk, const struct qk_check_options *opts,
                          struct qk_check_result *result, struct qk_error *err);
 

@@ -244,9 +244,19 @@ int qk_disk_check(struct qk_disk *disk, const struct qk_check_options *opts,
                   struct qk_check_result *result, struct qk_error *err)
 {
     struct node *node = disk->node;
+    struct qk_check_options o = QK_CHECK_OPTIONS_INIT;
+    struct qk_check_result full = QK_CHECK_RESULT_INIT;
+    const size_t size = result->struct_size;
+    if (opts)
+        memcpy(&o, opts, (size_t)min_u64(opts->struct_size, sizeof(o)));
+    if (size < sizeof(size))
+        return qk_fail(err, -EINVAL, "struct_size of the result is not set");
     if (!node->image)
         return qk_fail(err, -ENOTSUP, "This image format does not support checks");
-    if (opts && opts->fix && !opts->plan_only && !node->io.writable)
+    if (o.fix && !o.plan_only && !node->io.writable)
         return qk_fail(err, -EROFS, "A repair needs the image to be opened for writing");
-    return check_image(node->image, opts, result, err);
+    int ret = check_image(node->image, &o, &full, err);
+    full.struct_size = size;
+    memcpy(result, &full, (size_t)min_u64(size, sizeof(full)));
+    return ret;
 }

@@ -3,9 +3,12 @@
  * has become, and lets src/io put back what the undo file holds.
  */
 #include "io/undo.h"
+#include "base/checked.h"
 #include "base/error.h"
 #include "node/name.h"
 #include "node/node.h"
+
+#include <string.h>
 
 /* Where the log cannot be written to, it can still be told what it says. */
 static int log_open(const char *name, struct qk_io **log, struct qk_error *err)
@@ -63,6 +66,9 @@ int qk_undo(const char *name, const char *undo_file, struct qk_undo_result *resu
     struct target image = {0};
     struct qk_io *log = NULL;
     struct undo_result r;
+    const size_t size = result->struct_size;
+    if (size < sizeof(size))
+        return qk_fail(err, -EINVAL, "struct_size of the result is not set");
     int ret = log_open(undo_file, &log, err);
     if (ret == 0)
         ret = target_open(name, &image, err);
@@ -72,8 +78,12 @@ int qk_undo(const char *name, const char *undo_file, struct qk_undo_result *resu
     io_close(log, NULL);
     if (ret < 0 || closed < 0)
         return ret < 0 ? ret : closed;
-    result->bytes = r.sectors * UNDO_SECTOR;
-    result->length = r.length;
-    result->never_begun = r.never_begun;
+    const struct qk_undo_result full = {
+        .struct_size = size,
+        .bytes = r.sectors * UNDO_SECTOR,
+        .length = r.length,
+        .never_begun = r.never_begun,
+    };
+    memcpy(result, &full, (size_t)min_u64(size, sizeof(full)));
     return 0;
 }

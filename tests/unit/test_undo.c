@@ -92,6 +92,44 @@ static void test_files(const char *folder)
     io_close(io, NULL);
 }
 
+/* A program that was built when the structs were shorter: what is behind them is neither read nor
+ * written. */
+static void test_older_program(const char *folder)
+{
+    char name[300], undo[300];
+    struct qk_open_options how = QK_OPEN_OPTIONS_INIT;
+    struct qk_check_options opts = QK_CHECK_OPTIONS_INIT;
+    struct qk_check_result r = {.steps = 12345,
+                                .struct_size = offsetof(struct qk_check_result, steps)};
+    struct qk_undo_result u = {.length = 12345,
+                               .struct_size = offsetof(struct qk_undo_result, length)};
+    struct qk_io *io = make_image(12, 4);
+    struct qk_disk *disk = NULL;
+    snprintf(name, sizeof(name), "%s/disk", folder);
+    snprintf(undo, sizeof(undo), "%s/disk.undo", folder);
+    damage(io);
+    store_in_file(name, io);
+    how.flags = QK_OPEN_CHECK;
+    how.format = "qcow2";
+    CHECK_OK(qk_disk_open(name, &how, &disk, NULL));
+    opts.fix = FIX_ALL;
+    opts.struct_size = offsetof(struct qk_check_options, fix);
+    CHECK_OK(qk_disk_check(disk, &opts, &r, NULL)); /* a look: this disk cannot be written to */
+    CHECK(r.corruptions && r.steps == 12345);
+    CHECK_EQ(r.struct_size, offsetof(struct qk_check_result, steps));
+    r.struct_size = 0;
+    CHECK_EQ(qk_disk_check(disk, NULL, &r, NULL), -EINVAL);
+    CHECK_OK(qk_disk_close(disk, NULL));
+    CHECK_OK(repair(name, undo, &r, NULL));
+    CHECK_OK(qk_undo(name, undo, &u, NULL));
+    CHECK(u.bytes && u.length == 12345 && file_is(name, io));
+    u.struct_size = 0;
+    CHECK_EQ(qk_undo(name, undo, &u, NULL), -EINVAL);
+    unlink(name);
+    unlink(undo);
+    io_close(io, NULL);
+}
+
 /* A log with room for some of the records only. */
 static void test_no_room(size_t room)
 {
@@ -266,6 +304,7 @@ int main(void)
 {
     char folder[] = "/tmp/qcowkit-undo.XXXXXX";
     CHECK(mkdtemp(folder) != NULL);
+    test_older_program(folder);
     test_files(folder);
     rmdir(folder);
     for (size_t room = 1; room < 1200; room += 97)
