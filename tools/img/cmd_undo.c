@@ -44,7 +44,8 @@ int cmd_undo(int argc, char **argv)
     struct qk_undo_result result = QK_UNDO_RESULT_INIT;
     struct qk_error err = {0};
     if (qk_undo(opts.operand[0], opts.operand[1], &result, &err) < 0) {
-        report_failure(&err, "Could not undo the repair of '%s'", opts.operand[0]);
+        report_failure(&err, "Could not undo the repair of '%s' with '%s'", opts.operand[0],
+                       opts.operand[1]);
         return 1;
     }
     if (result.never_begun)
