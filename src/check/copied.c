@@ -112,7 +112,8 @@ static bool l1_entry_look(struct copied *p, uint32_t i)
                               (uint64_t)i << (c->g->l2_bits + c->g->cluster_bits), refcount == 1,
                               raw};
     bool alone = refmap_count(&c->refs, off >> c->g->cluster_bits) == 1;
-    if (!p->repair || (!alone && c->l1_bad)) {
+    bool ruin = c->sink.seen[PROBLEM_L1_RUIN] && !(c->opts->allow & QK_ALLOW_L1);
+    if (!p->repair || ruin || (!alone && c->l1_bad)) {
         sink_found(&c->sink, &f, (uint64_t)i, raw, refcount);
         return false;
     }
