@@ -274,7 +274,28 @@ static void hold_to_header(struct check *c, struct attempt *a)
     sink_message(&c->sink, a->held_back);
 }
 
-/* Ends before the repair where the next pass is to take in more snapshots than this one did. */
+/* Snapshots that the header does not count are counted in the next pass: to be taken into the
+ * table, or where refcounts are lost, so that the new ones do not make them free. */
+static bool snapshots_counted(const struct check *c)
+{
+    bool lost = c->snapshots_guessed || c->snapshots_more;
+    return c->snapshots_found && (problem_fixable(c->opts, PROBLEM_SNAPSHOT_COUNT) ||
+                                  (lost && (c->opts->fix & QK_FIX_ERRORS)));
+}
+
+static int decide_and_repair(struct check *c, struct attempt *a, struct qk_error *err)
+{
+    int ret = rollback_judge(c, err);
+    if (ret == 0)
+        ret = plan_decide(c, err);
+    if (ret < 0)
+        return ret;
+    hold_to_header(c, a);
+    block_cache_drop(c);
+    return c->opts->fix ? repair(c, err) : copied_run(c, err);
+}
+
+/* Ends before the repair where the next pass is to count more snapshots than this one did. */
 static int check_pass(struct attempt *a, const struct qk_check_options *opts,
                       struct qk_check_result *result, struct qk_error *err)
 {
@@ -298,17 +319,9 @@ static int check_pass(struct attempt *a, const struct qk_check_options *opts,
         ret = find(&c, err);
     if (ret == 0)
         ret = snapshots_behind_judge(&c, err);
-    if (ret == 0)
-        ret = rollback_judge(&c, err);
-    if (ret == 0)
-        ret = plan_decide(&c, err);
-    if (ret == 0)
-        hold_to_header(&c, a);
-    block_cache_drop(&c);
-    bool take = c.snapshots_found && problem_fixable(c.opts, PROBLEM_SNAPSHOT_COUNT);
-    a->snapshots_more = take ? c.snapshots_found : 0;
+    a->snapshots_more = snapshots_counted(&c) ? c.snapshots_found : 0;
     if (ret == 0 && c.snapshots_more == a->snapshots_more)
-        ret = c.opts->fix ? repair(&c, err) : copied_run(&c, err);
+        ret = decide_and_repair(&c, a, err);
     if (ret == 0)
         ret = finish(&c, err);
     a->out_of_room = c.out_of_room;

@@ -258,6 +258,7 @@ struct check {
     bool lost_more;                 /* than these */
     struct u64_vec snapshot_behind; /* pairs: L1 offset, entries; of what looks like more of them */
     uint32_t snapshots_found;       /* of these, those that are alive */
+    bool snapshots_guessed;         /* refcounts do not say so: they are lost */
     uint32_t snapshots_more;        /* those that this run takes into the table */
     struct u64_vec snapshot_gone;   /* entries of snapshots whose L1 table cannot be found */
     struct cut_streams *cut_streams;
@@ -573,6 +574,8 @@ uint64_t reference_of(const struct check *c, uint64_t cluster);
 /* ---- plan.c, apply.c, rebuild.c, copied.c ---- */
 
 int plan_decide(struct check *c, struct qk_error *err);
+/* The refcounts of block b are lost: those that are read as zero, too. */
+bool block_unknown(const struct check *c, uint64_t b);
 /* An L1 entry names a wrong cluster of the file. */
 bool tables_wrong(const struct check *c);
 /* What a refcount is to become under the plan. */

@@ -6,6 +6,12 @@
 #include "base/checked.h"
 #include "check/internal.h"
 
+/* This pass counts what the snapshots name that the header leaves out: none of it looks free. */
+static bool counted_in(const struct check *c, enum problem_id id)
+{
+    return id == PROBLEM_SNAPSHOT_COUNT && c->snapshots_more && !problem_fixable(c->opts, id);
+}
+
 static unsigned wanted_actions(const struct check *c)
 {
     unsigned actions = ACT_NONE;
@@ -14,7 +20,7 @@ static unsigned wanted_actions(const struct check *c)
             continue;
         if (problem_fixable(c->opts, (enum problem_id)id))
             actions |= problems[id].actions & ~(unsigned)(ACT_HOLD | ACT_KEEP);
-        else
+        else if (!counted_in(c, (enum problem_id)id))
             actions |= problems[id].actions & ACT_HOLD;
     }
     return actions;
@@ -30,9 +36,11 @@ static bool rebuild_needed(const struct check *c)
 }
 
 /* Refcounts that the file does not give: a damaged block, or none where clusters are in use. */
-static bool block_unknown(const struct check *c, size_t b)
+bool block_unknown(const struct check *c, uint64_t b)
 {
     enum block_state state = block_state(c, b);
+    if (c->table_lost || b >= c->reftable.len)
+        return c->table_lost || c->tail_mismatch;
     return state == BLOCK_BAD || (state == BLOCK_NONE && (c->blocks[b] & BLOCK_MISMATCH));
 }
 
@@ -118,7 +126,8 @@ static bool spare_given_up(const struct check *c)
 {
     bool spare = false, room = file_can_grow(c) && !c->no_growth;
     for (unsigned id = 0; id < PROBLEM_COUNT; id++) {
-        spare |= c->sink.seen[id] && (problems[id].actions & ACT_HOLD);
+        spare |= c->sink.seen[id] && (problems[id].actions & ACT_HOLD) &&
+                 !counted_in(c, (enum problem_id)id);
         spare |= room && entries_astray(c, (enum problem_id)id) &&
                  entries_given_up(c, (enum problem_id)id);
     }
@@ -138,7 +147,8 @@ int plan_decide(struct check *c, struct qk_error *err)
     bool keep = entries_keep(c);
     c->actions = wanted_actions(c);
     c->spare |= spare_given_up(c);
-    c->result->leaks_kept = keep || (c->actions & ACT_HOLD);
+    c->result->leaks_kept =
+        keep || (c->actions & ACT_HOLD) || (c->sink.seen[PROBLEM_REFCOUNT_HIGH] && tables_hold(c));
     if (!c->opts->fix)
         return 0;
     if (rebuild_needed(c) && !(c->opts->fix & QK_FIX_ERRORS)) {
@@ -152,6 +162,9 @@ int plan_decide(struct check *c, struct qk_error *err)
         c->actions = (c->actions & ~(unsigned)ACT_FILL) | ACT_HOLD;
     if (tables_hold(c) || (meaning_chosen(c) && c->sink.seen[PROBLEM_REFCOUNT_HIGH]))
         c->actions |= ACT_HOLD;
+    if (counted_in(c, PROBLEM_SNAPSHOT_COUNT))
+        sink_message(&c->sink, "The new refcounts count the snapshots that the header leaves out: "
+                               "what they name may be theirs");
     bool hold = c->actions & ACT_HOLD;
     if (hold || keep)
         keep_leaks(c);

@@ -5,13 +5,15 @@
  * with all the marks of one, whose L1 table is counted in the refcounts and named by nothing, and
  * names L2 tables that are counted once more than is known. (Bytes of a table that was there before
  * look the same, but their L1 tables are free or used by others, or leaked, as a crash leaves what
- * was allocated in their place.)
+ * was allocated in their place.) Where refcounts are lost, its tables and the COPIED flags of the
+ * active ones have to tell, and what they leave open is not decided: see check.c.
  *
  * Relies on nothing for the first; for the second on all references and refcounts. Promises that
  * while one of both is found, and not decided, nothing is freed (ACT_HOLD).
  */
 #include "base/bytes.h"
 #include "base/checked.h"
+#include "base/cleanup.h"
 #include "check/internal.h"
 #include "format/snapshot.h"
 
@@ -103,6 +105,16 @@ int snapshots_behind_note(struct check *c, uint64_t off, struct qk_error *err)
     return 0;
 }
 
+/* How an L1 table is looked at. */
+struct l1_look {
+    uint64_t left;  /* bytes that all of them together are looked at */
+    bool lost;      /* the refcounts tell nothing */
+    bool named;     /* it has entries */
+    bool plain;     /* an active entry shares something with it, and says so by its COPIED flag, */
+    bool copied;    /* or says that it does not */
+    uint8_t *table; /* one cluster */
+};
+
 /* More references are counted than are known. What cannot be read is. */
 static bool counted_for_more(struct check *c, uint64_t cluster)
 {
@@ -111,58 +123,115 @@ static bool counted_for_more(struct check *c, uint64_t cluster)
     return ret < 0 || stored > refmap_count(&c->refs, cluster);
 }
 
-/* *named: the piece has entries. False: one of them names no table, or one that nobody else has. */
-static bool piece_alive(struct check *c, const uint8_t *words, size_t bytes, bool *named)
+static bool entry_fits(const struct check *c, struct l2_entry e, struct l1_look *look)
 {
-    for (size_t at = 0; at < bytes; at += 8) {
-        uint64_t raw = load_be64(words + at);
-        if (!raw)
-            continue;
-        struct l1_verdict v = l1_judge(c, raw);
-        if (!v.usable || !counted_for_more(c, l1_entry_host(raw) >> c->g->cluster_bits))
+    struct l2_verdict v;
+    l2_judge(c, e, QK_OFFSET_NONE, &v);
+    uint64_t cluster = v.off >> c->g->cluster_bits;
+    if (v.problem_count || !v.counted || v.compressed)
+        return !v.problem_count;
+    unsigned marks = refmap_marks(&c->refs, cluster);
+    look->copied |= (marks & REF_COPIED) != 0;
+    look->plain |= (marks & REF_PLAIN) && refmap_count(&c->refs, cluster) == 1;
+    return !is_metadata(c, cluster);
+}
+
+/* The cluster is an L2 table, or reads as one and is nothing else. */
+static bool table_fits(const struct check *c, uint64_t cluster, struct l1_look *look)
+{
+    const struct l2_table *t = table_find(c, cluster);
+    bool copied = t && t->active && (c->l1[t->first_l1] & ENTRY_COPIED);
+    look->copied |= copied;
+    look->plain |= t && t->active && !copied && t->refs == 1;
+    if (t || refmap_count(&c->refs, cluster))
+        return t;
+    look->left -= min_u64(look->left, c->g->cluster_bytes);
+    if (io_read(c->file, cluster << c->g->cluster_bits, look->table, c->g->cluster_bytes, NULL) < 0)
+        return true;
+    for (uint32_t i = 0; i < c->g->l2_entries; i++) {
+        struct l2_entry e = l2_entry_load(c->g, look->table, i);
+        if ((e.raw | e.bitmap) && !entry_fits(c, e, look))
             return false;
-        *named = true;
     }
     return true;
 }
 
-/* The first entries of an L1 table tell: those of a snapshot that is gone name tables that are
- * free, or have no user but those that are known. *left: bytes that all of them together are looked
- * at. */
-static bool l1_alive(struct check *c, uint64_t off, uint64_t entries, uint64_t *left)
+/* False: an entry names no table, or one that nobody else has. */
+static bool piece_alive(struct check *c, const uint8_t *words, size_t bytes, struct l1_look *look)
+{
+    for (size_t at = 0; at < bytes && (look->left || !look->lost); at += 8) {
+        uint64_t raw = load_be64(words + at), cluster = l1_entry_host(raw) >> c->g->cluster_bits;
+        if (!raw)
+            continue;
+        if (!l1_judge(c, raw).usable ||
+            !(look->lost ? table_fits(c, cluster, look) : counted_for_more(c, cluster)))
+            return false;
+        look->named = true;
+    }
+    return true;
+}
+
+/* With refcounts the first entries of an L1 table tell: those of a snapshot that is gone name
+ * tables that are free, or have no user but those that are known. Without, COPIED flags tell, if
+ * any: they are not set on what the disk shares with a snapshot, and set again when that is
+ * deleted. */
+static bool l1_alive(struct check *c, uint64_t off, uint64_t entries, struct l1_look *look)
 {
     uint8_t piece[4096];
-    bool named = false, alive = true;
-    for (uint64_t at = 0, len; alive && !named && at < entries * 8 && *left; at += len) {
+    bool alive = true;
+    look->named = look->plain = look->copied = false;
+    for (uint64_t at = 0, len; alive && at < entries * 8 && look->left; at += len) {
+        if (look->named && !look->lost)
+            break;
         len = min_u64(sizeof(piece), entries * 8 - at);
-        *left -= min_u64(*left, len);
+        look->left -= min_u64(look->left, len);
         if (io_read(c->file, off + at, piece, len, NULL) < 0)
             return true;
-        alive = piece_alive(c, piece, len, &named);
+        alive = piece_alive(c, piece, len, look);
     }
-    return alive && (named || !*left);
+    return alive && (look->named || !look->left) && (look->plain || !look->copied);
+}
+
+/* The snapshot whose L1 table this is. Where refcounts are lost, or one of zero shows that they
+ * tell nothing, the tables have to speak for it; in the second case not only by nothing against it.
+ */
+static int behind_alive(struct check *c, uint64_t off, uint64_t entries, struct l1_look *look,
+                        struct qk_error *err)
+{
+    uint64_t stored, cluster = off >> c->g->cluster_bits;
+    int ret = stored_refcount(c, cluster, &stored, err);
+    if (ret < 0 && ret != -ENOENT)
+        return ret;
+    bool unknown = ret < 0 || block_unknown(c, cluster >> c->g->refblock_bits);
+    look->lost = unknown || !stored;
+    if ((!unknown && !stored && !c->sink.seen[PROBLEM_REFCOUNT_ZERO]) ||
+        (look->lost && c->data_file) || refmap_count(&c->refs, cluster) ||
+        !l1_alive(c, off, entries, look))
+        return 0;
+    return !look->lost || unknown || look->plain;
 }
 
 /* How many of them, from the first on, are alive. In a dirty image the last one may be on its way
  * out: without room for a new table the header drops it first (doc/design/snapshots.md). */
 int snapshots_behind_judge(struct check *c, struct qk_error *err)
 {
-    uint64_t alive = 0, left = max_u64(c->file_bytes / 2, LOOKED_AT_BYTES);
-    if (c->h->incompatible & INCOMPAT_DIRTY)
+    const struct u64_vec *behind = &c->snapshot_behind;
+    struct l1_look look = {.left = max_u64(c->file_bytes / 2, LOOKED_AT_BYTES)};
+    uint64_t alive = 0;
+    int ret = 1;
+    if (!behind->len || (c->h->incompatible & INCOMPAT_DIRTY))
         return 0;
-    for (; alive < c->snapshot_behind.len / 2; alive++) {
-        uint64_t stored, off = c->snapshot_behind.ptr[2 * alive];
-        uint64_t cluster = off >> c->g->cluster_bits;
-        int ret = stored_refcount(c, cluster, &stored, err);
-        if (ret < 0 && ret != -ENOENT)
-            return ret;
-        if (ret < 0 || !stored || refmap_count(&c->refs, cluster) ||
-            !l1_alive(c, off, c->snapshot_behind.ptr[2 * alive + 1], &left))
-            break;
+    CLEANUP_FREE uint8_t *table = look.table = malloc(c->g->cluster_bytes);
+    if (!table)
+        return qk_fail_nomem(err);
+    for (; ret == 1 && alive < behind->len / 2; alive += ret == 1) {
+        const uint64_t *at = &behind->ptr[2 * alive];
+        ret = behind_alive(c, at[0], at[1], &look, err);
+        c->snapshots_guessed |= ret == 1 && look.lost;
     }
     if (alive)
         snapshots_behind_found(c, (uint32_t)alive);
-    return 0;
+    return ret < 0 ? ret : 0;
 }
 
 void snapshots_behind_found(struct check *c, uint32_t count)
