@@ -35,7 +35,9 @@ static void tell_snapshot_table(struct check *c)
 {
     const struct finding f = {PROBLEM_L1_OF_SNAPSHOT, HEADER_L1_OFF, QK_OFFSET_NONE, 0,
                               c->h->l1_off};
-    if (!c->rollback && !c->wanting && c->l1_entries && in_snapshot_l1(c, c->h->l1_off))
+    const struct l2_table *t = table_find(c, c->h->l1_off >> c->g->cluster_bits);
+    bool theirs = in_snapshot_l1(c, c->h->l1_off) || (t && t->refs > t->active);
+    if (!c->rollback && !c->wanting && c->l1_entries && theirs)
         sink_found(&c->sink, &f, c->h->l1_off);
 }
 

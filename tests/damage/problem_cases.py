@@ -667,6 +667,12 @@ def l1_table_of_a_snapshot(image):
     image.set_field("l1_off", image.number(next(image.snapshots())))
 
 
+@case([106], STAYS, h.SNAPSHOT_KINDS, touched=ALL_TOUCHED)
+def l1_table_at_a_snapshots_l2(image):
+    table = image.number(next(image.snapshots()))
+    image.set_field("l1_off", image.number(table) & OFFSET_MASK)
+
+
 @case([105], STAYS, BITMAPS, clusters=h.LARGE)
 def bitmaps_extension_twice(image):
     """In the first bytes of the feature names, which come before it; another extension takes the rest."""
