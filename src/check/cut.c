@@ -240,7 +240,7 @@ int cut_fill(struct check *c, struct qk_error *err)
     static const uint8_t zeroes[8];
     static const enum problem_id done[] = {PROBLEM_L1_CUT, PROBLEM_L2_CUT,
                                            PROBLEM_L1_TABLE_OUTSIDE};
-    struct step what = {.action = "lengthen the file to the end of its tables",
+    struct step what = {.action = "write zeroes for what is missing",
                         .structure = "table at the end of the file",
                         .lost_off = c->cut.lost_off,
                         .lost_bytes = c->cut.lost_bytes};
@@ -258,7 +258,7 @@ int cut_fill(struct check *c, struct qk_error *err)
             sink_settle(&c->sink, done[i]);
     }
     if (ret == 0)
-        sink_message(&c->sink, "Giving up what the end of the file has cut off its tables");
+        sink_message(&c->sink, "Giving up what the end of the file has cut off from its tables");
     return ret;
 }
 
