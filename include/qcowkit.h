@@ -484,20 +484,11 @@ QK_API int qk_disk_amend(struct qk_disk *disk, const char *const *options,
 
 /* ---- check and repair ------------------------------------------------------------------- */
 
-enum qk_severity {
-    QK_SEVERITY_NONE, /* a note: counted nowhere */
-    QK_SEVERITY_LEAK, /* space is wasted */
-    QK_SEVERITY_CORRUPTION,
-    QK_SEVERITY_ERROR, /* it could not be read: there may be more damage */
-};
-
-/* What `fix` does about a finding. */
-enum qk_repair {
-    QK_REPAIR_NONE,  /* nothing */
-    QK_REPAIR_SAFE,  /* repairs it, and no data is lost */
-    QK_REPAIR_LOSSY, /* gives up what is damaged, where `allow` has it */
-    QK_REPAIR_ASK,   /* decides between several ways, where `allow` has it */
-};
+/* NONE: a note, counted nowhere. ERROR: it could not be read, so there may be more damage. */
+enum qk_severity { QK_SEVERITY_NONE, QK_SEVERITY_LEAK, QK_SEVERITY_CORRUPTION, QK_SEVERITY_ERROR };
+/* What `fix` does about a finding: nothing; repairs it without loss; gives up what is damaged, or
+ * decides between several ways, where `allow` has it. */
+enum qk_repair { QK_REPAIR_NONE, QK_REPAIR_SAFE, QK_REPAIR_LOSSY, QK_REPAIR_ASK };
 
 /* One of those who name a cluster. */
 struct qk_cluster_user {
@@ -509,8 +500,7 @@ struct qk_cluster_user {
 };
 #define QK_USERS_LISTED 8u
 
-/* One finding. Name, structure and explanation are static; all else is valid during the callback.
- */
+/* One finding. Name, structure, explanation are static; the rest is valid during the callback. */
 struct qk_problem {
     size_t struct_size;
     uint32_t number;         /* stable, never reused: see `qcowkit check --explain` */
@@ -656,14 +646,12 @@ struct qk_undo_result {
 };
 #define QK_UNDO_RESULT_INIT QK_SIZED(struct qk_undo_result)
 
-/*
- * Gives file `name`, or what a json: name makes of a file, back the bytes and the length that it
+/* Gives file `name`, or what a json: name makes of a file, back the bytes and the length that it
  * had before the repair which wrote `undo_file`; also after a repair or an undo that was cut off.
  * May be repeated. -EINVAL: no undo file, or a damaged one; -EUCLEAN: it is about another image, or
  * the image was changed since the repair: then, too, nothing was written. -EACCES: the undo file
  * cannot be written to, and has to note that an undo has begun. -EAGAIN: another program uses the
- * image. MT-safe.
- */
+ * image. MT-safe. */
 QK_API int qk_undo(const char *name, const char *undo_file, struct qk_undo_result *result,
                    struct qk_error *err);
 
@@ -714,16 +702,14 @@ struct qk_commit_options {
 };
 #define QK_COMMIT_OPTIONS_INIT QK_SIZED(struct qk_commit_options)
 
-/*
- * Writes into layer `base` what the layers above it hold, until it shows the same as `disk`; it is
+/* Writes into layer `base` what the layers above it hold, until it shows the same as `disk`; it is
  * enlarged when it is smaller. Then, without QK_COMMIT_KEEP and when `base` is the backing file,
  * the image of `disk`, opened with QK_OPEN_RDWR, is emptied; over another layer it is left as it
  * is, and so are the layers between, whose content may be no use on their own any more.
  * The image keeps all its data until that in `base` is stable, so that what failed or was cut off
  * can be done again. `base` stays open for writing until the disk is closed. Memory is bounded by
  * threads x 2 MiB. -EINVAL: no backing file; -ENOENT: no such layer; -EAGAIN: another program uses
- * base; -EACCES, -EROFS: it cannot be written; -ECANCELED. Exclusive.
- */
+ * base; -EACCES, -EROFS: it cannot be written; -ECANCELED. Exclusive. */
 QK_API int qk_commit(struct qk_disk *disk, const struct qk_commit_options *options,
                      struct qk_error *err);
 
@@ -744,15 +730,13 @@ struct qk_rebase_options {
 };
 #define QK_REBASE_OPTIONS_INIT QK_SIZED(struct qk_rebase_options)
 
-/*
- * Gives the image of `disk`, opened with QK_OPEN_RDWR, another backing file. Where the old and the
+/* Gives the image of `disk`, opened with QK_OPEN_RDWR, another backing file. Where the old and the
  * new one differ and the image decides nothing, it first gets the old content, stable before the
  * header changes in one step; so a guest sees the same before, after, and at any crash between. A
  * new backing file that rests on the image itself is refused (-ELOOP).
  * With QK_REBASE_HEADER_ONLY the disk goes on to show what it was opened with until it is closed.
  * Memory is bounded by threads x 4 MiB. -EINVAL (format missing, name too long), -ENOSPC (no room
- * in the image or in its header), errors of opening and I/O, -ECANCELED. Exclusive.
- */
+ * in the image or in its header), errors of opening and I/O, -ECANCELED. Exclusive. */
 QK_API int qk_rebase(struct qk_disk *disk, const struct qk_rebase_options *options,
                      struct qk_error *err);
 
@@ -792,12 +776,10 @@ QK_API int qk_measure(struct qk_disk *source, const char *format, const char *co
 
 /* ---- breakpoints ------------------------------------------------------------------------ */
 
-/*
- * For tests: the next request of a disk over blkdebug that comes to `event` ("l2_load",
+/* For tests: the next request of a disk over blkdebug that comes to `event` ("l2_load",
  * "write_aio", ...) stops there, under the name `tag`, until it is resumed or the breakpoint is
  * removed; the call that made the request waits meanwhile. -ENOTSUP: the disk is not over blkdebug;
- * -ENOENT: no such event. MT-safe.
- */
+ * -ENOENT: no such event. MT-safe. */
 QK_API int qk_disk_set_break(struct qk_disk *disk, const char *event, const char *tag,
                              struct qk_error *err);
 /* Removes it and lets its requests go on. -ENOENT: no such tag. MT-safe. */
