@@ -121,7 +121,7 @@ static bool entries_keep(const struct check *c)
     return false;
 }
 
-/* What this run gives up is not overwritten in it. */
+/* What this run gives up is not overwritten in it, nor what was named where refcounts do not tell. */
 static bool spare_given_up(const struct check *c)
 {
     bool spare = false, room = file_can_grow(c) && !c->no_growth;
@@ -129,7 +129,7 @@ static bool spare_given_up(const struct check *c)
         spare |= c->sink.seen[id] && (problems[id].actions & ACT_HOLD) &&
                  !counted_in(c, (enum problem_id)id);
         spare |= room && entries_astray(c, (enum problem_id)id) &&
-                 entries_given_up(c, (enum problem_id)id);
+                 (entries_given_up(c, (enum problem_id)id) || blocks_unknown(c));
     }
     return spare;
 }
