@@ -121,7 +121,7 @@ static bool entries_keep(const struct check *c)
     return false;
 }
 
-/* What this run gives up is not overwritten in it, nor what was named where refcounts do not tell. */
+/* What this run gives up is not overwritten in it, nor what refcounts do not tell of. */
 static bool spare_given_up(const struct check *c)
 {
     bool spare = false, room = file_can_grow(c) && !c->no_growth;
