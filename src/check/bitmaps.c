@@ -70,7 +70,8 @@ static int word_count(struct check *c, uint64_t word, uint64_t at, uint64_t time
     struct refmap_span span;
     bool valid = word_valid(c, word, &span);
     if (c->bitmaps_uncounting) {
-        references_drop(c, span, times);
+        if (valid)
+            references_drop(c, span, times);
         return 0;
     }
     const struct finding f = {PROBLEM_BITMAP_ENTRY, at, QK_OFFSET_NONE, 0, word};
@@ -171,13 +172,15 @@ static int entries_note(struct check *c, uint64_t off, uint64_t bytes, uint32_t 
     return 0;
 }
 
-/* Counts what the tables of all bitmaps name, or takes off what those of the bad ones do. */
+/* Counts what the tables of all bitmaps name, or takes off what those of the bad ones did: damage
+ * may have put them where something is that this run has changed. */
 static int tables_count(struct check *c, bool bad_only, struct qk_error *err)
 {
     struct u64_vec tables = {0};
     const struct sweep sweep = {.ranges = &tables,
                                 .unreadable = c->bitmaps_uncounting ? PROBLEM_COUNT
                                                                     : PROBLEM_BITMAP_UNREADABLE,
+                                .before = c->bitmaps_uncounting,
                                 .fn = table_words};
     int ret = 0;
     for (size_t i = 0; ret == 0 && i < c->bitmaps.len; i++) {

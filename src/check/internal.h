@@ -327,6 +327,7 @@ struct sweep {
     struct u64_vec *ranges;
     enum problem_id unreadable; /* PROBLEM_COUNT: that is told already */
     bool drop;                  /* without fn: references are taken off, not counted */
+    bool before;                /* what is read is as it was before this run changed it */
     int (*fn)(struct check *c, const uint64_t *words, size_t n, const struct root *piece,
               struct qk_error *err);
 };

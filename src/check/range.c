@@ -88,10 +88,11 @@ static struct edge *edges_new(const struct check *c, const struct u64_vec *range
 static int sweep_piece(struct check *c, const struct sweep *s, struct root piece, uint64_t *words,
                        struct qk_error *err)
 {
+    struct qk_io *file = s->before ? image_file(c->img) : c->file;
     uint64_t end = piece.off + piece.bytes;
     for (; piece.off < end; piece.off += piece.bytes) {
         piece.bytes = min_u64(end - piece.off, SWEEP_CHUNK);
-        if (io_read(c->file, piece.off, words, piece.bytes, NULL) < 0) {
+        if (io_read(file, piece.off, words, piece.bytes, NULL) < 0) {
             const struct finding f = {s->unreadable, piece.off, QK_OFFSET_NONE, 0, 0};
             if (f.id != PROBLEM_COUNT)
                 sink_found(&c->sink, &f, piece.off);
