@@ -96,26 +96,20 @@ static bool cut_explains(const struct check *c)
     return c->cut.sure || c->cut.reach <= c->cut.counted << c->g->cluster_bits;
 }
 
-/* Entries with this problem lead nowhere, or where they cannot mean; a cluster that looks leaked
- * may be what they named. Not with an external data file, which has them, nor in the run that goes
- * back: what looks leaked then is what the damaged tables named. */
+/* Entries with this problem lead nowhere; a cluster that looks leaked may be what they named. Not
+ * with an external data file, which has them, nor in the run that goes back: what looks leaked then
+ * is what the damaged tables named. */
 static bool entries_astray(const struct check *c, enum problem_id id)
 {
     return c->sink.seen[id] && (problems[id].actions & ACT_KEEP) && !c->data_file && !c->rollback &&
            !(id == PROBLEM_L2_OUTSIDE && cut_explains(c));
 }
 
-/* An entry that names a table is cleared by neither word, and what it named is given up by both. */
-static bool entries_given_up(const struct check *c, enum problem_id id)
-{
-    return problem_fixable(c->opts, id) ||
-           (id == PROBLEM_METADATA_SHARED && problem_fixable(c->opts, PROBLEM_L2_OUTSIDE));
-}
-
 static bool entries_keep(const struct check *c)
 {
     for (unsigned id = 0; id < PROBLEM_COUNT; id++) {
-        if (entries_astray(c, (enum problem_id)id) && !entries_given_up(c, (enum problem_id)id))
+        if (entries_astray(c, (enum problem_id)id) &&
+            !problem_fixable(c->opts, (enum problem_id)id))
             return true;
     }
     return false;
@@ -129,7 +123,7 @@ static bool spare_given_up(const struct check *c)
         spare |= c->sink.seen[id] && (problems[id].actions & ACT_HOLD) &&
                  !counted_in(c, (enum problem_id)id);
         spare |= room && entries_astray(c, (enum problem_id)id) &&
-                 (entries_given_up(c, (enum problem_id)id) || blocks_unknown(c));
+                 (problem_fixable(c->opts, (enum problem_id)id) || blocks_unknown(c));
     }
     return spare;
 }

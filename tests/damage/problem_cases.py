@@ -345,13 +345,13 @@ def l2_names_its_own_table(image):
     image.set_l2(3, COPIED | image.l2_table(0))
 
 
-@case([2, 3, 80], KEPT, OWN_DATA, touched=(3,), widths=h.SHARING)
+@case([2, 3, 80], CLEAN, OWN_DATA, touched=(3,), widths=h.SHARING)
 def l2_names_the_l1_table(image):
     """Offset 0 is no cluster at all in an L2 entry, so not the header."""
     image.set_l2(3, COPIED | image.l1_off)
 
 
-@case([2, 3, 80], KEPT, OWN_DATA, touched=(3,), widths=h.SHARING)
+@case([2, 3, 80], CLEAN, OWN_DATA, touched=(3,), widths=h.SHARING)
 def l2_names_the_refcount_table(image):
     image.set_l2(3, COPIED | image.number(48))
 
