@@ -228,9 +228,17 @@ static uint32_t kept_extra(const struct check *c, const struct snapshot_entry *e
     return (uint32_t)min_u64(max_u64(e->fixed.extra_bytes, least), SNAPSHOT_EXTRA_BYTES_MAX);
 }
 
+/* The disk's size as it is now, as far as the snapshot's L1 table has it. */
+static uint64_t disk_bytes_of(const struct check *c, const struct snapshot_entry *e)
+{
+    unsigned bits = c->g->l2_bits + c->g->cluster_bits;
+    uint64_t entries = min_u64(e->fixed.l1_entries, INT64_MAX >> bits);
+    return min_u64(c->h->size_bytes, entries << bits);
+}
+
 /* The entry as it is, or with what version 3 requires: the size of the VM state from the older
- * field, and the disk's size as it is now, also where the entry's is impossible; or without what is
- * too much. Returns its length. */
+ * field, and the disk's, also where the entry's is impossible; or without what is too much. Returns
+ * its length. */
 static uint64_t kept_entry(const struct check *c, const struct snapshot_entry *e, uint8_t *out)
 {
     uint32_t extra = kept_extra(c, e);
@@ -246,7 +254,7 @@ static uint64_t kept_entry(const struct check *c, const struct snapshot_entry *e
         store_be64(fields, e->fixed.vm_state_bytes);
     if (extra > e->fixed.extra_bytes ||
         (extra && snapshot_nonsense(c, e->off, &e->fixed) && snapshot_of_this_disk(c, &e->fixed)))
-        store_be64(fields + 8, c->h->size_bytes);
+        store_be64(fields + 8, disk_bytes_of(c, e));
     return round_up(SNAPSHOT_FIXED_BYTES + extra + names, 8);
 }
 

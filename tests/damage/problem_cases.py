@@ -454,6 +454,14 @@ def snapshot_without_extra_data(image):
     image.write(place + 40, names)
 
 
+@case([53], CLEAN, h.SNAPSHOT_KINDS, clusters=(512,), touched=ALL_TOUCHED)
+def snapshot_without_extra_data_and_half_its_table(image):
+    """Its disk is what the table has then."""
+    snapshot_without_extra_data(image)
+    *_, place = image.snapshots()
+    image.put(place + 8, image.number(place + 8, 4) // 2, 4)
+
+
 @case([54], STAYS, h.DATA_FILE_KINDS)
 def snapshots_with_data_file(image):
     end = image.clusters() * image.cluster
